@@ -1,0 +1,1 @@
+"""Historay: train, search, judge and serve image classifiers for cancer histology."""

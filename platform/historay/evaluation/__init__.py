@@ -1,0 +1,1 @@
+"""Judges predictions: pure functions from arrays to figures, plots and the report."""

@@ -1,0 +1,1 @@
+"""Networks by name, the bundle that ships one, and the registry that names it."""

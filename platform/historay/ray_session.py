@@ -1,0 +1,25 @@
+"""Joins the Ray cluster named by RAY_ADDRESS, or starts one on this machine that listens on loopback only."""
+
+import logging
+import os
+
+import ray
+
+from historay.log import log_event
+
+# A laptop's Ray counts CPUs to place actors, not to pin them: fewer than four and a two-worker run with its reader,
+# its controller and its coordinator can wait for itself for ever.
+_MIN_LOCAL_CPUS = 4
+
+
+def connect_ray() -> None:
+    """Connects this process to Ray once; inside a RayJob or with RAY_ADDRESS set it joins, else it starts a local cluster."""
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING, log_to_driver=True)
+        log_event("ray joined", nodes=len(ray.nodes()))
+        return
+    cpus = max(_MIN_LOCAL_CPUS, os.cpu_count() or 1)
+    ray.init(address="local", num_cpus=cpus, dashboard_host="127.0.0.1", logging_level=logging.WARNING)
+    log_event("ray started", address="local", cpus=cpus)
