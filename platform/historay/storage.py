@@ -263,9 +263,11 @@ class S3Store:
 @functools.cache
 def _s3_client() -> "S3Client":
     """One client per process (boto3 clients are thread-safe), with retries; built at first use, never at import."""
+    # Checksums only where S3 demands them: many S3-compatible servers do not know the newer trailing ones.
     retries = BotoConfig(
         retries={"mode": "standard", "total_max_attempts": 8},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.client("s3", config=retries, region_name=boto3.session.Session().region_name or "us-east-1")
+    session = boto3.session.Session()
+    return session.client("s3", config=retries, region_name=session.region_name or "us-east-1")

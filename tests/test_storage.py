@@ -1,0 +1,137 @@
+"""The store keeps its promises on a local folder and on a real S3 server alike."""
+
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from historay.errors import Conflict, NotFound, StorageError
+from historay.storage import LocalStore, Store, open_store, read_uri, split_uri
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return open_store(request.getfixturevalue("s3_uri") if request.param == "s3" else str(tmp_path / "store"))
+
+
+def test_what_was_written_is_read_back(any_store: Store) -> None:
+    any_store.write("a/b.bin", b"\x00\xff")
+    assert any_store.read("a/b.bin") == b"\x00\xff"
+    assert any_store.exists("a/b.bin")
+
+
+def test_a_missing_object_is_named_in_the_error(any_store: Store) -> None:
+    with pytest.raises(NotFound, match=r"a/missing\.json"):
+        any_store.read("a/missing.json")
+    assert not any_store.exists("a/missing.json")
+
+
+def test_listing_is_sorted_and_stays_below_the_prefix(any_store: Store) -> None:
+    for key in ("runs/b/2", "runs/b/1", "runs/bb/1", "models/x"):
+        any_store.write(key, b"x")
+    assert [item.key for item in any_store.list("runs/b")] == ["runs/b/1", "runs/b/2"]
+    assert {item.key for item in any_store.list()} == {"runs/b/1", "runs/b/2", "runs/bb/1", "models/x"}
+    assert list(any_store.list("nothing")) == []
+
+
+def test_deleting_twice_is_no_error(any_store: Store) -> None:
+    any_store.write("x", b"1")
+    any_store.delete("x")
+    any_store.delete("x")
+    assert not any_store.exists("x")
+
+
+def test_swap_refuses_an_object_that_changed_in_between(any_store: Store) -> None:
+    any_store.swap("alias.json", b"1", expected=None)
+    data, tag = any_store.read_tagged("alias.json")
+    any_store.swap("alias.json", b"2", expected=tag)
+    with pytest.raises(Conflict, match=r"alias\.json"):
+        any_store.swap("alias.json", b"3", expected=tag)
+    with pytest.raises(Conflict):
+        any_store.swap("alias.json", b"3", expected=None)
+    assert (data, any_store.read("alias.json")) == (b"1", b"2")
+
+
+def test_of_many_concurrent_swaps_none_is_lost(any_store: Store) -> None:
+    any_store.write("count", b"0")
+
+    def add_one() -> None:
+        while True:
+            data, tag = any_store.read_tagged("count")
+            try:
+                any_store.swap("count", str(int(data) + 1).encode(), expected=tag)
+            except Conflict:
+                continue
+            return
+
+    threads = [threading.Thread(target=add_one) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert any_store.read("count") == b"8"
+
+
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x"])
+def test_a_key_cannot_leave_the_store(any_store: Store, key: str) -> None:
+    with pytest.raises(StorageError, match="leaves the store"):
+        any_store.read(key)
+
+
+def test_arrow_reads_what_the_store_wrote(any_store: Store) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"x": [1, 2]}), sink)
+    any_store.write("t/a.parquet", sink.getvalue().to_pybytes())
+    filesystem, root = any_store.arrow()
+    assert pq.read_table(f"{root}/t/a.parquet", filesystem=filesystem).to_pydict() == {"x": [1, 2]}
+
+
+def test_a_failed_write_leaves_the_old_bytes_and_no_litter(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write("a", b"old")
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(StorageError, match="No space left on device"):
+        store.write("a", b"new")
+    assert store.read("a") == b"old"
+    assert [path.name for path in Path(store.uri).iterdir()] == ["a"]
+
+
+def test_an_unknown_kind_of_store_is_refused() -> None:
+    with pytest.raises(StorageError, match="gs://bucket: unknown kind of store"):
+        open_store("gs://bucket")
+
+
+@pytest.mark.parametrize(
+    ("uri", "parts"), [("s3://b/x/y.csv", ("s3://b/x", "y.csv")), ("y.csv", (".", "y.csv")), ("/y.csv", ("/", "y.csv"))]
+)
+def test_a_file_address_is_split_into_folder_and_key(uri: str, parts: tuple[str, str]) -> None:
+    assert split_uri(uri) == parts
+
+
+def test_a_file_is_read_by_its_address(any_store: Store) -> None:
+    any_store.write("x/y.txt", b"hello")
+    assert read_uri(any_store.locate("x/y.txt")) == b"hello"
+
+
+@pytest.mark.s3
+def test_a_missing_bucket_is_named(s3_server: str) -> None:
+    with pytest.raises(StorageError, match="bucket no-such-bucket does not exist"):
+        open_store("s3://no-such-bucket/x").write("a", b"")
+
+
+@pytest.mark.s3
+def test_a_wrong_secret_is_explained(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from historay import storage
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    storage._s3_client.cache_clear()
+    try:
+        with pytest.raises(StorageError, match="AWS_SECRET_ACCESS_KEY"):
+            open_store(s3_uri).read("a")
+    finally:
+        storage._s3_client.cache_clear()
