@@ -270,4 +270,5 @@ def _s3_client() -> "S3Client":
         response_checksum_validation="when_required",
     )
     session = boto3.session.Session()
-    return session.client("s3", config=retries, region_name=session.region_name or "us-east-1")
+    client: S3Client = session.client("s3", config=retries, region_name=session.region_name or "us-east-1")
+    return client
