@@ -116,7 +116,7 @@ def _bits_per_channel(image: Image.Image, header: bytes) -> int:
     if image.format == "PNG":
         return header[24]
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return max(image.tag_v2.get(258, (8,)))
+        return int(max(image.tag_v2.get(258, (8,))))
     return 8
 
 
