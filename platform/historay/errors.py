@@ -9,7 +9,8 @@ HistorayError
 │   ├── BadImage     one image cannot be used; its neighbours can
 │   └── LeakError    tiles of one origin stand on both sides of a split
 ├── TrainingError    a training run cannot start or go on
-└── BundleError      a model bundle is missing, damaged or tampered with
+├── BundleError      a model bundle is missing, damaged or tampered with
+└── ServingError     an endpoint cannot start, cannot be reached, or refuses a whole request
 
 Each takes one message (so that it pickles across processes) that says what, where, the value, and how to mend it.
 """
@@ -58,3 +59,7 @@ class TrainingError(HistorayError):
 
 class BundleError(HistorayError):
     """A model bundle is missing, damaged or tampered with."""
+
+
+class ServingError(HistorayError):
+    """An endpoint cannot start, cannot be reached, or refuses a whole request."""
