@@ -1,13 +1,16 @@
 """The one configuration mechanism: a frozen pydantic model, read from YAML first, with command-line flags on top."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from historay.errors import ConfigError
 from historay.storage import read_uri
+
+# What may stand in a store key, a URL and a command without quoting: the names of data sets, runs, models and aliases.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 
 
 class Config(BaseModel):

@@ -4,6 +4,7 @@ HistorayError
 ├── ConfigError      a setting is wrong, or two settings disagree
 ├── StorageError     the store cannot be read or written
 │   ├── NotFound     nothing is stored under that key
+│   ├── Unreadable   one object is there but refuses to be read; its neighbours may not
 │   └── Conflict     somebody else changed the object first
 ├── DataError        a data set cannot be used as it is
 │   ├── BadImage     one image cannot be used; its neighbours can
@@ -30,6 +31,10 @@ class StorageError(HistorayError):
 
 class NotFound(StorageError):
     """Nothing is stored under that key."""
+
+
+class Unreadable(StorageError):
+    """One object is there but refuses to be read, such as a file without permission; its neighbours may not."""
 
 
 class Conflict(StorageError):

@@ -4,6 +4,7 @@ import logging
 import os
 
 import ray
+import ray.data
 
 from historay.log import log_event
 
@@ -16,6 +17,9 @@ def connect_ray() -> None:
     """Connects this process to Ray once; inside a RayJob or with RAY_ADDRESS set it joins, else it starts a local cluster."""
     if ray.is_initialized():
         return
+    # Ray Data prints pages of its own progress; Historay shows one line instead.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
         log_event("ray joined", nodes=len(ray.nodes()))

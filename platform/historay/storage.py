@@ -3,6 +3,7 @@
 A key is a relative path with forward slashes, e.g. ``models/demo/3f2a/model.json``.
 """
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -17,13 +18,15 @@ import pyarrow.fs
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
-from historay.errors import Conflict, NotFound, StorageError
+from historay.errors import Conflict, NotFound, StorageError, Unreadable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _TEMPORARY = ".tmp-"
 _LOCK = ".lock"
+# Errors of one file; any other, such as a stale mount, is taken for a failure of the whole store.
+_ONE_FILE_ONLY = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 class StoredObject(NamedTuple):
@@ -112,7 +115,8 @@ class LocalStore:
         except FileNotFoundError:
             raise NotFound(f"{path}: no such file") from None
         except OSError as error:
-            raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+            kind = Unreadable if error.errno in _ONE_FILE_ONLY else StorageError
+            raise kind(f"{path}: cannot be read: {error.strerror}") from error
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
         data = self.read(key)
@@ -247,17 +251,28 @@ class S3Store:
         if not isinstance(error, ClientError):
             return StorageError(f"{where}: {error}; check AWS_ENDPOINT_URL and the credentials")
         code = error.response.get("Error", {}).get("Code", "?")
-        match code:
-            case "NoSuchKey" | "404" | "NotFound":
-                return NotFound(f"{where}: no such object")
-            case "PreconditionFailed" | "412" | "ConditionalRequestConflict" | "409":
-                return Conflict(f"{where}: changed by somebody else in the meantime; read it again and retry")
-            case "NoSuchBucket":
-                return StorageError(f"{where}: bucket {self.bucket} does not exist")
-            case "AccessDenied" | "403" | "InvalidAccessKeyId" | "SignatureDoesNotMatch":
-                return StorageError(f"{where}: refused ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-            case _:
-                return StorageError(f"{where}: S3 answered {code}: {error}")
+        if code in _S3_KEY_REFUSED:
+            return StorageError(f"{where}: refused ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        kind, text = _S3_CODES.get(code, (StorageError, f"S3 answered {code}: {error}"))
+        return kind(f"{where}: {text}")
+
+
+_S3_KEY_REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_CHANGED = (Conflict, "changed by somebody else in the meantime; read it again and retry")
+_ABSENT = (NotFound, "no such object")
+_DENIED = (Unreadable, "access denied to this key; check the policy of the bucket and of the object")
+_S3_CODES: dict[str, tuple[type[StorageError], str]] = {
+    "NoSuchKey": _ABSENT,
+    "404": _ABSENT,
+    "NotFound": _ABSENT,
+    "PreconditionFailed": _CHANGED,
+    "412": _CHANGED,
+    "ConditionalRequestConflict": _CHANGED,
+    "409": _CHANGED,
+    "AccessDenied": _DENIED,
+    "403": _DENIED,
+    "NoSuchBucket": (StorageError, "the bucket does not exist"),
+}
 
 
 @functools.cache

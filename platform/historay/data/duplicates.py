@@ -20,6 +20,7 @@ Hashes = NDArray[np.uint8]  # (N, 16)
 Pairs = NDArray[np.int64]  # (M, 2) row numbers
 
 _SIDE = 32  # pixels of the reduced tile, both for hashing and for confirming
+THUMBNAIL_SHAPE = (_SIDE, _SIDE, 3)
 _NUM_FREQUENCIES = 16
 _NUM_BITS = 128
 _NUM_BANDS = 8
@@ -38,6 +39,14 @@ class DuplicatePairs(NamedTuple):
     identical: NDArray[np.bool_]
 
 
+class Fingerprint(NamedTuple):
+    """What the duplicate search needs of one tile."""
+
+    phash: bytes  # 16 bytes
+    blank: bool  # nothing to see, such as empty glass: reduced grey levels with a standard deviation below 3.5 of 255
+    thumbnail: Pixels  # (32, 32, 3), on which a near-duplicate is confirmed
+
+
 def _frequencies() -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows and columns (row <= column) of the lowest 2-D frequencies, without the constant, by radius."""
     rows, columns = np.triu_indices(_NUM_FREQUENCIES)
@@ -48,28 +57,23 @@ def _frequencies() -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 _ROWS, _COLUMNS = _frequencies()
 
 
-def perceptual_hash(pixels_HWC: Pixels) -> bytes:
+def fingerprint(pixels_HWC: Pixels) -> Fingerprint:
+    """Reduces a tile to 32 x 32 and returns what the duplicate search needs of it."""
+    reduced = Image.fromarray(pixels_HWC).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    grey = np.asarray(reduced.convert("L"), dtype=np.float32)
+    return Fingerprint(_perceptual_hash(grey), float(grey.std()) < _BLANK_STD, np.asarray(reduced))
+
+
+def _perceptual_hash(grey_HW: NDArray[np.float32]) -> bytes:
     """Returns 16 bytes that stay nearly the same under re-encoding and slight resizing, and the same under turns and flips.
 
     A flip changes only the signs of the cosine transform's coefficients and a transposition swaps their indices, so
     ``|c(u, v)| + |c(v, u)|`` is the same for all 8 symmetries of the square. Each bit compares two neighbours in the order
     of frequency, after the DCT hash of Zauner 2010.
     """
-    grey = np.asarray(_reduced(pixels_HWC).convert("L"), dtype=np.float32)
-    spectrum = np.abs(scipy.fft.dctn(grey, norm="ortho")[:_NUM_FREQUENCIES, :_NUM_FREQUENCIES])
+    spectrum = np.abs(scipy.fft.dctn(grey_HW, norm="ortho")[:_NUM_FREQUENCIES, :_NUM_FREQUENCIES])
     energy = spectrum[_ROWS, _COLUMNS] + spectrum[_COLUMNS, _ROWS]
     return np.packbits(energy[:-1] > energy[1:]).tobytes()
-
-
-def is_blank(pixels_HWC: Pixels) -> bool:
-    """Tells whether a tile shows nothing, such as empty glass: its reduced grey levels spread by less than 3.5 of 255."""
-    grey = np.asarray(_reduced(pixels_HWC).convert("L"), dtype=np.float32)
-    return float(grey.std()) < _BLANK_STD
-
-
-def thumbnail(pixels_HWC: Pixels) -> Pixels:
-    """Returns the tile reduced to 32 x 32 RGB, which is what a near-duplicate is confirmed on."""
-    return np.asarray(_reduced(pixels_HWC))
 
 
 def candidate_pairs(hashes: Hashes) -> Pairs:
@@ -119,10 +123,6 @@ def duplicate_pairs(
     candidates = unique_rows[candidate_pairs(unique_hashes)]
     near = candidates[_confirmed(candidates, load_thumbnails)]
     return DuplicatePairs(np.concatenate([exact, near]), np.arange(len(exact) + len(near)) < len(exact))
-
-
-def _reduced(pixels_HWC: Pixels) -> Image.Image:
-    return Image.fromarray(pixels_HWC).resize((_SIDE, _SIDE), Image.Resampling.BOX)
 
 
 def _pairs_in_band(values: NDArray[np.uint16]) -> Pairs:
