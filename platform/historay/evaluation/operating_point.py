@@ -50,15 +50,15 @@ def choose_threshold(
 def decide(probability_NK: NDArray[np.float64], classes: tuple[str, ...], point: OperatingPoint | None) -> NDArray[np.int64]:
     """Returns the class index of each row: at the operating point, or the most probable where there is none."""
     if point is None:
-        return probability_NK.argmax(axis=1)
+        return np.asarray(probability_NK.argmax(axis=1), dtype=np.int64)
     positive = classes.index(point.positive_class)
     return np.where(probability_NK[:, positive] >= point.threshold, positive, 1 - positive)
 
 
 def _at_or_above(position: NDArray[np.intp], num_candidates: int) -> NDArray[np.int64]:
     """Counts, for each candidate in ascending order, how many stand at or above it."""
-    counts: NDArray[np.int64] = np.bincount(position, minlength=num_candidates)
-    return np.asarray(counts[::-1].cumsum()[::-1])
+    counts = np.bincount(position, minlength=num_candidates)
+    return np.asarray(counts[::-1].cumsum()[::-1], dtype=np.int64)
 
 
 def _between(candidates: NDArray[np.float64], chosen: int) -> float:
