@@ -1,0 +1,144 @@
+"""Names for model versions: aliases that move by compare-and-swap and remember every move."""
+
+import getpass
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from historay.errors import BundleError, ConfigError, Conflict, NotFound
+from historay.models.bundle import bundle_prefix, read_spec
+from historay.storage import Store
+
+PRODUCTION = "production"
+CANDIDATE = "candidate"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_ATTEMPTS = 50
+
+
+class Move(BaseModel):
+    """One change of an alias."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str
+    previous: str | None
+    when: str  # ISO 8601, UTC
+    who: str  # account name
+    reason: str
+
+
+class Alias(BaseModel):
+    """The content of ``aliases/<name>/<alias>.json``: the version it names now, and all its moves, oldest first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str
+    history: tuple[Move, ...]
+
+
+@dataclass
+class Versions:
+    """What the registry knows of one model name."""
+
+    versions: list[str] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)  # alias to version
+
+
+def list_models(store: Store) -> dict[str, Versions]:
+    """Returns every model name with its versions and aliases."""
+    models: dict[str, Versions] = defaultdict(Versions)
+    for item in store.list("models"):
+        _, name, version, *file = item.key.split("/")
+        if file == ["bundle.json"]:
+            models[name].versions.append(version)
+    for item in store.list("aliases"):
+        _, name, file_name = item.key.split("/")
+        alias = file_name.removesuffix(".json")
+        models[name].aliases[alias] = Alias.model_validate_json(store.read(item.key)).version
+    return dict(sorted(models.items()))
+
+
+def resolve(store: Store, reference: str) -> tuple[str, str]:
+    """Turns ``name``, ``name@alias`` or ``name@version`` into (name, version); ``name`` is production, else candidate."""
+    name, _, wanted = reference.partition("@")
+    for alias in [wanted] if wanted else [PRODUCTION, CANDIDATE]:
+        try:
+            return name, _read_alias(store, name, alias)[0].version
+        except NotFound:
+            if wanted and store.exists(f"{bundle_prefix(name, wanted)}/bundle.json"):
+                return name, wanted
+    known = list_models(store).get(name)
+    if known is None:
+        raise BundleError(f"{store.uri}: no model {name!r}; there is {', '.join(list_models(store)) or 'none'}")
+    there = ", ".join([*known.aliases, *known.versions])
+    raise BundleError(f"{store.uri}: model {name!r} has no {wanted or 'production or candidate'}; it has {there}")
+
+
+def set_alias(store: Store, name: str, alias: str, version: str, reason: str) -> Alias:
+    """Moves an alias to a version that exists and adds the move to its history, whatever others do at the same time."""
+    for part in (name, alias):
+        if not _NAME.fullmatch(part):
+            raise ConfigError(f"{part!r}: names consist of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit")
+    if not store.exists(f"{bundle_prefix(name, version)}/bundle.json"):
+        raise BundleError(f"{store.uri}: no model {name}@{version}; historay models list shows what there is")
+    for _ in range(_ATTEMPTS):
+        try:
+            current, tag = _read_alias(store, name, alias)
+        except NotFound:
+            current, tag = None, None
+        previous = current.version if current else None
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        move = Move(version=version, previous=previous, when=now, who=_account(), reason=reason)
+        moved = Alias(version=version, history=(*(current.history if current else ()), move))
+        try:
+            store.swap(_alias_key(name, alias), moved.model_dump_json(indent=2).encode(), expected=tag)
+        except Conflict:
+            continue
+        return moved
+    raise Conflict(f"{store.locate(_alias_key(name, alias))}: others changed it {_ATTEMPTS} times in a row; try again later")
+
+
+def rollback(store: Store, name: str, alias: str, reason: str) -> Alias:
+    """Moves an alias back to the version that it named before the present one."""
+    try:
+        current, _ = _read_alias(store, name, alias)
+    except NotFound:
+        raise BundleError(f"{store.uri}: model {name!r} has no alias {alias!r}") from None
+    before = [move.previous for move in current.history if move.version == current.version and move.previous]
+    earlier = [version for version in before if version != current.version]
+    if not earlier:
+        raise BundleError(
+            f"{store.uri}: {name}@{alias} has named no other version than {current.version}; nothing to go back to"
+        )
+    return set_alias(store, name, alias, earlier[-1], reason)
+
+
+def describe_model(store: Store, reference: str) -> dict[str, Any]:
+    """Returns what model.json says, with the version and the history of each alias that names it."""
+    name, version = resolve(store, reference)
+    aliases = {}
+    for alias, named in list_models(store)[name].aliases.items():
+        if named == version:
+            aliases[alias] = [move.model_dump() for move in _read_alias(store, name, alias)[0].history]
+    return {"version": version, **read_spec(store, name, version).model_dump(mode="json"), "aliases": aliases}
+
+
+def _alias_key(name: str, alias: str) -> str:
+    return f"aliases/{name}/{alias}.json"
+
+
+def _read_alias(store: Store, name: str, alias: str) -> tuple[Alias, str]:
+    data, tag = store.read_tagged(_alias_key(name, alias))
+    return Alias.model_validate_json(data), tag
+
+
+def _account() -> str:
+    """The account's name; a pod with a bare uid may have none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
