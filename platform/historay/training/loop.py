@@ -1,0 +1,117 @@
+"""The training loop in plain torch: it knows nothing of Ray, files or the number of workers."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from historay.data.loading import Labels, Tiles
+from historay.data.transforms import Augmentation, Preprocessing, augment, normalise, to_unit
+from historay.errors import TrainingError
+
+_AUX_WEIGHT = 0.4  # of inception's auxiliary loss (Szegedy et al. 2015)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one step turns tiles into a gradient."""
+
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+    label_smoothing: float
+    class_weights: Tensor | None  # (K,)
+    clip_norm: float | None
+    bf16: bool
+
+
+@dataclass
+class Learner:
+    """All that a step changes."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: LambdaLR
+    ema: AveragedModel | None
+    step: int = 0
+
+
+def train_one_epoch(
+    learner: Learner,
+    batches: Iterable[tuple[Tiles, Labels]],
+    recipe: Recipe,
+    generator: torch.Generator,
+    on_step: Callable[[int], None] | None = None,
+) -> float:
+    """Takes one optimiser step per batch and returns the mean loss; ``on_step`` hears the number of tiles after each.
+
+    Raises TrainingError at the first loss that is not finite, with nothing written.
+    """
+    learner.model.train()
+    device = next(learner.model.parameters()).device
+    losses: list[Tensor] = []
+    for tiles, labels in batches:
+        tiles_BCHW = augment(to_unit(torch.from_numpy(tiles).to(device)), recipe.augmentation, generator)
+        inputs = normalise(tiles_BCHW, recipe.preprocessing).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
+            loss = _loss(learner.model(inputs), torch.from_numpy(labels).to(device), recipe)
+        learner.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip_norm)
+        losses.append(loss.detach())
+        # Asked one step late on a GPU, so that the check does not wait for the step that was just queued.
+        _refuse_infinite(losses[-1 if device.type == "cpu" else max(-2, -len(losses))], learner)
+        learner.optimizer.step()
+        learner.schedule.step()
+        learner.step += 1
+        if learner.ema is not None:
+            learner.ema.update_parameters(bare_model(learner.model))
+        if on_step is not None:
+            on_step(len(labels))
+    return float(torch.stack(losses).float().mean()) if losses else float("nan")
+
+
+def predict(model: nn.Module, batches: Iterable[Tiles], preprocessing: Preprocessing, *, bf16: bool) -> NDArray[np.float32]:
+    """Returns logits (N, K) in evaluation mode; for validation while training, not for what is published."""
+    model.eval()
+    device = next(model.parameters()).device
+    logits = []
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        for tiles in batches:
+            inputs = normalise(to_unit(torch.from_numpy(tiles).to(device)), preprocessing)
+            logits.append(model(inputs.contiguous(memory_format=torch.channels_last)).float().cpu().numpy())
+    return np.concatenate(logits)
+
+
+def judged_model(learner: Learner) -> nn.Module:
+    """Returns the weights that count: the moving average where there is one."""
+    return bare_model(learner.model) if learner.ema is None else learner.ema.module
+
+
+def _loss(output: Tensor | tuple[Tensor, Tensor], labels_B: Tensor, recipe: Recipe) -> Tensor:
+    if isinstance(output, tuple):
+        main, aux = output
+        return _loss(main, labels_B, recipe) + _AUX_WEIGHT * _loss(aux, labels_B, recipe)
+    return F.cross_entropy(output, labels_B, weight=recipe.class_weights, label_smoothing=recipe.label_smoothing)
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The network inside DistributedDataParallel."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _refuse_infinite(loss: Tensor, learner: Learner) -> None:
+    if not bool(torch.isfinite(loss)):
+        lr = learner.optimizer.param_groups[0]["lr"]
+        raise TrainingError(
+            f"the loss is {float(loss)} at step {learner.step} with lr={lr:.3g}; the last good checkpoint is kept. "
+            "Lower --lr, lengthen --warmup-epochs, or set --clip-norm 1"
+        )
