@@ -121,7 +121,7 @@ def test_a_file_is_read_by_its_address(any_store: Store) -> None:
 
 @pytest.mark.s3
 def test_a_missing_bucket_is_named(s3_server: str) -> None:
-    with pytest.raises(StorageError, match="bucket no-such-bucket does not exist"):
+    with pytest.raises(StorageError, match="s3://no-such-bucket/x/a: the bucket does not exist"):
         open_store("s3://no-such-bucket/x").write("a", b"")
 
 

@@ -25,5 +25,8 @@ def connect_ray() -> None:
         log_event("ray joined", nodes=len(ray.nodes()))
         return
     cpus = max(_MIN_LOCAL_CPUS, os.cpu_count() or 1)
-    ray.init(address="local", num_cpus=cpus, dashboard_host="127.0.0.1", logging_level=logging.WARNING)
+    # What workers print stays in Ray's log files; what a user needs comes back as progress, metrics and errors.
+    ray.init(
+        address="local", num_cpus=cpus, dashboard_host="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False
+    )
     log_event("ray started", address="local", cpus=cpus)

@@ -1,0 +1,162 @@
+"""What the driver shows and passes on while the workers train: a progress bar or log lines, TensorBoard or MLflow."""
+
+import atexit
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from historay.log import log_event
+from historay.storage import Store
+from historay.training.run import RunRecord, run_key
+from historay.training.settings import TrainConfig
+
+_LOG_EVERY_S = 10.0
+_SHOWN = ("train_loss", "val_loss", "val_auc", "val_accuracy", "lr", "tiles_per_s", "epoch_seconds")
+Event = dict[str, Any]
+Sink = Callable[[Event], None]
+
+
+class Events(Protocol):
+    """What ``follow`` needs of a queue."""
+
+    def empty(self) -> bool:
+        """Tells whether nothing waits."""
+
+    def get(self) -> Event:
+        """Takes the next event."""
+
+
+def follow(events: Events, done: threading.Event, config: TrainConfig, record: RunRecord, store: Store) -> None:
+    """Shows the workers' events until ``done`` is set and none is left; runs beside the driver."""
+    sink = _open_sink(config, record, store)
+    show = _Bar(config, record) if Console(stderr=True).is_terminal else _Lines(config)
+    try:
+        while not (done.is_set() and events.empty()):
+            if events.empty():
+                time.sleep(0.2)
+                continue
+            event = events.get()
+            show.show(event)
+            if "metrics" in event:
+                found = event["metrics"]
+                log_event("epoch", n=f"{found['epoch']}/{config.epochs}", **{name: found[name] for name in _SHOWN})
+                sink(found)
+    finally:
+        show.close()
+
+
+class _Bar:
+    """One bar for the whole run, on a terminal."""
+
+    def __init__(self, config: TrainConfig, record: RunRecord) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[speed]:.0f} img/s"),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(*columns, console=Console(stderr=True))
+        self.task = self.progress.add_task("training", total=config.epochs * record.steps_per_epoch, speed=0.0)
+        self.batch_size = config.batch_size
+        self.progress.start()
+
+    def show(self, event: Event) -> None:
+        if "step" in event:
+            speed = (self.progress.tasks[0].speed or 0.0) * self.batch_size
+            completed = (event["epoch"] - 1) * event["of"] + event["step"]
+            self.progress.update(self.task, completed=completed, description=f"epoch {event['epoch']}", speed=speed)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+class _Lines:
+    """A line every ten seconds, in a pod or a file."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.batch_size, self.epochs = config.batch_size, config.epochs
+        self.last: tuple[float, int] | None = None
+
+    def show(self, event: Event) -> None:
+        if "step" not in event:
+            return
+        now, steps = time.monotonic(), (event["epoch"] - 1) * event["of"] + event["step"]
+        if self.last is None:
+            self.last = (now, steps)
+        elif now - self.last[0] >= _LOG_EVERY_S:
+            rate = (steps - self.last[1]) / (now - self.last[0])
+            left = (self.epochs * event["of"] - steps) / max(rate, 1e-9)
+            step = f"{event['step']}/{event['of']}"
+            log_event("training", epoch=event["epoch"], step=step, tiles_per_s=rate * self.batch_size, left_s=round(left))
+            self.last = (now, steps)
+
+    def close(self) -> None:
+        self.last = None
+
+
+def _open_sink(config: TrainConfig, record: RunRecord, store: Store) -> Sink:
+    match config.logger:
+        case "tensorboard":
+            return _tensorboard(record.run, store)
+        case "mlflow":
+            return _mlflow(record)
+        case "none":
+            return lambda _: None
+
+
+def _tensorboard(run: str, store: Store) -> Sink:
+    """Writes event files to a temporary folder and copies them into the store after each epoch: a bucket cannot append."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = Path(tempfile.mkdtemp(prefix="historay-tensorboard-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    writer = SummaryWriter(str(folder))
+
+    def write(found: Event) -> None:
+        for name, value in _numbers(found).items():
+            writer.add_scalar(name, value, found["epoch"])
+        writer.flush()
+        for file in folder.iterdir():
+            store.write(run_key(run, f"tensorboard/{file.name}"), file.read_bytes())
+
+    return write
+
+
+def _mlflow(record: RunRecord) -> Sink:
+    """Mirrors to the server at MLFLOW_TRACKING_URI; a server that does not answer is reported and left alone."""
+    try:
+        import mlflow
+    except ModuleNotFoundError:
+        log_event("WARNING mlflow is not installed", fix="pip install historay[mlflow]")
+        return lambda _: None
+    client = mlflow.MlflowClient()
+    mirror: dict[str, str] = {}  # the MLflow run's id, once there is one
+
+    def write(found: Event) -> None:
+        if "off" in mirror:
+            return
+        try:
+            if not mirror:
+                experiment = client.get_experiment_by_name("historay")
+                number = experiment.experiment_id if experiment else client.create_experiment("historay")
+                mirror["run"] = client.create_run(number, run_name=record.run).info.run_id
+                for name, value in record.config.items():
+                    client.log_param(mirror["run"], name, value)
+            for name, value in _numbers(found).items():
+                client.log_metric(mirror["run"], name, value, step=found["epoch"])
+        except Exception as error:  # a mirror never ends a run, whatever its client raises
+            log_event("WARNING mlflow failed, mirror off", error=type(error).__name__)
+            mirror["off"] = "yes"
+
+    return write
+
+
+def _numbers(found: Event) -> dict[str, float]:
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float) and name != "epoch"}
