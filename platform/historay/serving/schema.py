@@ -38,6 +38,9 @@ class ImageRefusal(_Answer):
     """Why it was refused."""
 
 
+Result = ImagePrediction | ImageRefusal
+
+
 class OperatingThreshold(_Answer):
     """The rule that turns a binary model's probability into its label."""
 
@@ -60,7 +63,7 @@ class PredictAnswer(_Answer):
     """Names this request in the server's log."""
     operating_point: OperatingThreshold | None
     """None where labels are the most probable class."""
-    results: tuple[ImagePrediction | ImageRefusal, ...]
+    results: tuple[Result, ...]
     """One per image."""
 
 
@@ -130,5 +133,5 @@ class Problem(_Answer):
     """Short code, e.g. too-many-files, or the reason of a refused image."""
     request_id: str
     """Names this request in the server's log."""
-    errors: tuple[ImageRefusal, ...] = ()
+    results: tuple[ImageRefusal, ...] = ()
     """One per image, where every image of the request was refused."""
