@@ -38,7 +38,7 @@ class Config(BaseModel):
         Exits with status 2 on a flag that is unknown or malformed, and with 0 after ``--help``.
         """
         given: dict[str, Any] = {}
-        if arguments and not arguments[0].startswith("-"):
+        if arguments and arguments[0].endswith((".yaml", ".yml")):
             given, arguments = _typed(read_yaml(arguments[0]), cls, arguments[0]), arguments[1:]
         required = {name: tyro.MISSING for name, field in cls.model_fields.items() if field.is_required()}
         flags: Any = tyro.cli(

@@ -22,11 +22,9 @@ def connect_ray() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
-        log_event("ray joined", nodes=len(ray.nodes()))
+        log_event("ray joined", address=os.environ["RAY_ADDRESS"])
         return
     cpus = max(_MIN_LOCAL_CPUS, os.cpu_count() or 1)
     # What workers print stays in Ray's log files; what a user needs comes back as progress, metrics and errors.
-    ray.init(
-        address="local", num_cpus=cpus, dashboard_host="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False
-    )
+    ray.init(address="local", num_cpus=cpus, dashboard_host="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False)
     log_event("ray started", address="local", cpus=cpus)

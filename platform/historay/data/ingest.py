@@ -239,7 +239,7 @@ def _record(manifest: pa.Table, leaks: pa.Table, gathered: Gathered, config: Ing
         shards={split: tuple(f"shards/{name}.parquet" for name in sorted(shards.get(split, []))) for split in SPLITS},
         leaks=summarise_leaks(leaks),
         confounds=find_confounds(manifest),
-        mpp=float(mpps[0]) if len(mpps) == 1 and not np.isnan(mpps[0]) else None,
+        mpp=round(float(mpps[0]), 6) if len(mpps) == 1 and not np.isnan(mpps[0]) else None,
         tile_px=(int(sizes.iloc[0, 0]), int(sizes.iloc[0, 1])) if len(sizes) == 1 else None,
         source=config.source,
         layout=config.layout,

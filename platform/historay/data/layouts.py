@@ -18,7 +18,7 @@ from historay.storage import Store, open_store, split_uri
 Layout = Literal["folder", "manifest", "pcam", "breakhis", "idc"]
 
 COLUMNS = ("path", "label_name", "patient", "slide", "site", "mpp", "split")
-_IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 _SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # SOB_B_TA-14-4659-40-001.png: procedure, B or M, tumour type, year, slide of the patient, magnification, running number.
 _BREAKHIS_NAME = re.compile(r"^[A-Z]+_(?P<label>[BM])_[A-Z]+-(?P<year>\d+)-(?P<slide>[0-9A-Z]+)-(?P<zoom>\d+)-\d+$")
@@ -158,7 +158,7 @@ def _idc(source: str) -> Listed:
 def _by_name(source: str, parsed: Callable[[str], dict[str, object]], classes: tuple[str, ...]) -> Listed:
     store = open_store(source)
     paths = [
-        item.key for item in store.list() if PurePosixPath(item.key).suffix.lower() in _IMAGE_ENDINGS and not _hidden(item.key)
+        item.key for item in store.list() if PurePosixPath(item.key).suffix.lower() in IMAGE_ENDINGS and not _hidden(item.key)
     ]
     return store, _filled(pd.DataFrame([{"path": path, **parsed(path)} for path in paths])), classes
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,8 @@ from historay.data.decode import decode_tile, resize_tile
 
 Tiles = NDArray[np.uint8]  # (N, input_px, input_px, 3)
 Labels = NDArray[np.int64]
+
+T = TypeVar("T")
 
 TILE_COLUMNS = ["tile_id", "bytes", "label"]
 
@@ -48,9 +50,18 @@ def decode_table(table: pa.Table, input_px: int, threads: ThreadPoolExecutor | N
     return TileBatch(table["tile_id"].to_pylist(), np.stack(tiles), table["label"].to_numpy().astype(np.int64))
 
 
-def shuffled_batches(tiles: TileBatch, batch_size: int, num_batches: int, seed: int) -> Iterator[tuple[Tiles, Labels]]:
-    """Yields ``num_batches`` batches of tiles in memory, in an order that the seed decides; each tile at most once."""
+def shuffled_batches(tiles: TileBatch, batch_size: int, seed: int) -> Iterator[tuple[Tiles, Labels]]:
+    """Yields the whole batches of tiles in memory, in an order that the seed decides; a last, smaller one is left out."""
     order = np.random.default_rng(seed).permutation(len(tiles.labels))
-    for number in range(num_batches):
-        rows = order[number * batch_size : (number + 1) * batch_size]
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        rows = order[start : start + batch_size]
         yield tiles.tiles_BHWC[rows], tiles.labels[rows]
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yields the same items, while a thread already makes the next one: a device then never waits for its batch."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = maker.submit(next, items, None)
+            yield item

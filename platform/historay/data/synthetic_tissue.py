@@ -163,7 +163,7 @@ def _apart(points: NDArray[np.float64], distance: float) -> NDArray[np.float64]:
     """Keeps points that are not too near to an earlier one."""
     gaps = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1))
     too_near = np.tril(gaps < distance, -1).any(axis=1)
-    return points[~too_near]
+    return np.asarray(points[~too_near])
 
 
 def _fibres(rng: np.random.Generator, angle: float) -> Plane:
@@ -206,7 +206,7 @@ def _nucleus(rng: np.random.Generator, radius: float, squeeze: float, bumps: flo
         for _ in range(rng.integers(1, 3)):
             centre = rng.uniform(-radius / 3, radius / 3, 2)
             stamp += 0.7 * body * np.exp(-((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) / 1.8)
-    return stamp.clip(0).astype(np.float32)
+    return np.asarray(stamp.clip(0), dtype=np.float32)
 
 
 def _stamp(rng: np.random.Generator, palette: Palette, kind: str, size: float) -> Plane:
@@ -236,13 +236,13 @@ def _artefact(rng: np.random.Generator, density: NDArray[np.float32]) -> NDArray
     distance = np.abs((columns - size / 2) * np.cos(turn) + (rows - size / 2) * np.sin(turn) - offset)
     match rng.integers(4):
         case 0:
-            return (density * (1 + 0.9 * np.clip(1.5 - distance / 5, 0, 1))[..., None]).astype(np.float32)
+            return np.asarray(density * (1 + 0.9 * np.clip(1.5 - distance / 5, 0, 1))[..., None], np.float32)
         case 1:
             ring = np.exp(-((np.hypot(rows - size / 2, columns - offset) - size / 3) ** 2) / 4)
-            return (density * (1 - 0.4 * (ring > 0.1))[..., None] + 0.35 * ring[..., None]).astype(np.float32)
+            return np.asarray(density * (1 - 0.4 * (ring > 0.1))[..., None] + 0.35 * ring[..., None], np.float32)
         case 2:
             pen = np.array([[1.2, 0.5, 0.1], [0.2, 1.0, 1.1], [1.1, 0.3, 0.9]])[rng.integers(3)]
-            return (density + np.clip(1.5 - distance / 8, 0, 1)[..., None] * pen).astype(np.float32)
+            return np.asarray(density + np.clip(1.5 - distance / 8, 0, 1)[..., None] * pen, np.float32)
         case _:
             return np.asarray(ndimage.gaussian_filter(density, (2.5, 2.5, 0)), dtype=np.float32)
 
@@ -253,7 +253,7 @@ def _scanned(rng: np.random.Generator, density: NDArray[np.float32], look: Look)
         density = ndimage.gaussian_filter1d(ndimage.gaussian_filter1d(density, look.blur, axis=0), look.blur, axis=1)
     levels = look.white * np.exp(-np.float32(np.log(10)) * density)
     levels += look.noise * rng.standard_normal(levels.shape, dtype=np.float32)
-    return np.clip(levels, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(levels, 0, 255), dtype=np.uint8)
 
 
 def _window(rng: np.random.Generator, field: Plane, tile_px: int) -> Plane:

@@ -3,7 +3,6 @@
 Suffixes: B images, H rows, W columns, C channels (RGB), K classes.
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -37,7 +36,9 @@ class Predictor:
     def operating_point(self) -> OperatingThreshold | None:
         """The threshold behind the labels, as answers show it."""
         point = self.bundle.spec.operating_point
-        return point and OperatingThreshold(positive_class=point.positive_class, threshold=point.threshold)
+        if point is None:
+            return None
+        return OperatingThreshold(positive_class=point.positive_class, threshold=point.threshold)
 
     def prepare(self, data: bytes) -> PreparedImage:
         """Checks, decodes and resizes one encoded image; BadImage says why it cannot be used."""

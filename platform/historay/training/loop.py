@@ -1,6 +1,6 @@
 """The training loop in plain torch: it knows nothing of Ray, files or the number of workers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,42 +41,51 @@ class Learner:
     schedule: LambdaLR
     ema: AveragedModel | None
     step: int = 0
+    epoch: int = 0  # the one under way, from 1
 
 
 def train_one_epoch(
-    learner: Learner,
-    batches: Iterable[tuple[Tiles, Labels]],
-    recipe: Recipe,
-    generator: torch.Generator,
-    on_step: Callable[[int], None] | None = None,
+    learner: Learner, batches: Iterable[tuple[Tiles, Labels]], recipe: Recipe, generator: torch.Generator
 ) -> float:
-    """Takes one optimiser step per batch and returns the mean loss; ``on_step`` hears the number of tiles after each.
+    """Takes one optimiser step per batch, of which there is at least one, and returns the mean loss.
 
-    Raises TrainingError at the first loss that is not finite, with nothing written.
+    Raises TrainingError at the first gradient that is not finite, with nothing written. The gradient is the mean over all
+    workers', so that all of them raise at the same step and none waits for another.
     """
     learner.model.train()
-    device = next(learner.model.parameters()).device
     losses: list[Tensor] = []
+    norms: list[Tensor] = []
     for tiles, labels in batches:
-        tiles_BCHW = augment(to_unit(torch.from_numpy(tiles).to(device)), recipe.augmentation, generator)
-        inputs = normalise(tiles_BCHW, recipe.preprocessing).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
-            loss = _loss(learner.model(inputs), torch.from_numpy(labels).to(device), recipe)
-        learner.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        if recipe.clip_norm is not None:
-            nn.utils.clip_grad_norm_(learner.model.parameters(), recipe.clip_norm)
-        losses.append(loss.detach())
+        loss, norm = _backward(learner.model, tiles, labels, recipe, generator)
+        losses.append(loss)
+        norms.append(norm)
         # Asked one step late on a GPU, so that the check does not wait for the step that was just queued.
-        _refuse_infinite(losses[-1 if device.type == "cpu" else max(-2, -len(losses))], learner)
+        _refuse_infinite(norms[-1 if norm.device.type == "cpu" else max(-2, -len(norms))], loss, learner)
         learner.optimizer.step()
         learner.schedule.step()
         learner.step += 1
         if learner.ema is not None:
             learner.ema.update_parameters(bare_model(learner.model))
-        if on_step is not None:
-            on_step(len(labels))
-    return float(torch.stack(losses).float().mean()) if losses else float("nan")
+    _refuse_infinite(norms[-1], losses[-1], learner)
+    return float(torch.stack(losses).float().mean())
+
+
+def _backward(
+    model: nn.Module, tiles: Tiles, labels: Labels, recipe: Recipe, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Leaves the gradient, clipped if so asked, in the parameters; returns the loss and the norm before clipping."""
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    tiles_BCHW = augment(to_unit(torch.from_numpy(tiles).to(device)), recipe.augmentation, generator)
+    inputs = normalise(tiles_BCHW, recipe.preprocessing).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
+        loss = _loss(model(inputs), torch.from_numpy(labels).to(device), recipe)
+    model.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if recipe.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, recipe.clip_norm, norm)
+    return loss.detach(), norm
 
 
 def predict(model: nn.Module, batches: Iterable[Tiles], preprocessing: Preprocessing, *, bf16: bool) -> NDArray[np.float32]:
@@ -108,10 +117,11 @@ def bare_model(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _refuse_infinite(loss: Tensor, learner: Learner) -> None:
-    if not bool(torch.isfinite(loss)):
+def _refuse_infinite(norm: Tensor, loss: Tensor, learner: Learner) -> None:
+    if not bool(torch.isfinite(norm)):
         lr = learner.optimizer.param_groups[0]["lr"]
         raise TrainingError(
-            f"the loss is {float(loss)} at step {learner.step} with lr={lr:.3g}; the last good checkpoint is kept. "
-            "Lower --lr, lengthen --warmup-epochs, or set --clip-norm 1"
+            f"the gradient's norm is {float(norm)} (loss {float(loss):.4g}) in epoch {learner.epoch} after "
+            f"{learner.step} steps with lr={lr:.3g}; the last good checkpoint is kept. "
+            "Lower --lr, lengthen --warmup-epochs, or set --clip-norm 1, under a new --run"
         )

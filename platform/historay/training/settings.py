@@ -45,7 +45,7 @@ class TrainConfig(Config):
     """Before the last layer."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced weighs each class by the inverse of its number of training tiles."""
-    clip_norm: float | None = None
+    clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Decay per step of a moving average of the weights, which is then what is judged; 0.999 suits 1,000 steps and more."""
@@ -68,7 +68,7 @@ class TrainConfig(Config):
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are replaced, each time from the last checkpoint."""
     cache_gib: float = Field(default=8.0, ge=0)
-    """Decoded tiles are kept in memory if a worker's share of them fits; else they are streamed anew in each epoch."""
+    """Memory of each worker for decoded tiles; if its share does not fit, tiles are streamed and decoded in each epoch."""
     seed: int = 0
     """Decides initial weights, order, augmentation and dropout."""
     accept_leaks: tuple[LeakKind, ...] = ()

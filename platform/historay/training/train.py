@@ -155,7 +155,12 @@ def _fit(store: Store, dataset: Dataset, config: TrainConfig, record: RunRecord)
     queue = Queue(actor_options={"num_cpus": 0})
     trainer = ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config={"config": config.model_dump(), "record": record.model_dump(), "queue": queue},
+        # The store's own address: a worker stands in another folder, where a relative one leads nowhere.
+        train_loop_config={
+            "config": {**config.model_dump(), "store": store.uri},
+            "record": record.model_dump(),
+            "queue": queue,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,
