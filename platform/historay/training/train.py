@@ -21,7 +21,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
 
 from historay.data.dataset import Dataset, open_dataset
-from historay.data.loading import Labels, Tiles, iter_tiles, shuffled_batches
+from historay.data.loading import Labels, Tiles, iter_tiles, one_ahead, shuffled_batches
 from historay.data.streaming import load_all, stream_split, streamed_batches
 from historay.data.transforms import Preprocessing
 from historay.errors import ConfigError, DataError, HistorayError, NotFound, TrainingError
@@ -222,15 +222,16 @@ def _work(settings: dict[str, Any]) -> None:
     per_worker = config.batch_size // place.world_size
     tiles = None
     if _share_in_gib(dataset, record, place) <= config.cache_gib:
-        tiles = load_all(shard, record.preprocessing.input_px, threads)
+        num_tiles = dataset.record.num_tiles["train"] // place.world_size
+        tiles = load_all(shard, num_tiles, record.preprocessing.input_px, threads)
 
     def batches(epoch: int) -> Iterator[tuple[Tiles, Labels]]:
         seed, steps = epoch_seed(config.seed, epoch, rank), record.steps_per_epoch
         if tiles is not None:
-            found = shuffled_batches(tiles, per_worker, steps, seed)
+            found = shuffled_batches(tiles, per_worker, seed)
         else:
-            found = streamed_batches(shard, record.preprocessing.input_px, per_worker, steps, seed)
-        for number, batch in enumerate(found, start=1):
+            found = streamed_batches(shard, record.preprocessing.input_px, per_worker, seed, threads)
+        for number, batch in enumerate(one_ahead(found), start=1):
             yield batch
             if rank == 0:
                 settings["queue"].put_nowait({"epoch": epoch, "step": number, "of": steps})

@@ -20,7 +20,7 @@ from historay.models.inference import probabilities
 from historay.models.zoo import build_model
 from historay.storage import Store
 from historay.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint, with_retry
-from historay.training.loop import Learner, Recipe, bare_model, judged_model, predict, train_one_epoch
+from historay.training.loop import Learner, Recipe, judged_model, predict, train_one_epoch
 from historay.training.optim import build_ema, build_optimizer, build_schedule
 from historay.training.run import Best, RunRecord, complete_epochs, read_metrics, read_run, run_key
 from historay.training.settings import TrainConfig
@@ -84,6 +84,7 @@ def run_epochs(
             return
         generator.manual_seed(epoch_seed(config.seed, epoch, place.rank))
         torch.manual_seed(epoch_seed(config.seed, epoch, place.rank))
+        learner.epoch = epoch
         started = time.perf_counter()
         loss = train_one_epoch(learner, batches(epoch), recipe, generator)
         seconds = time.perf_counter() - started
@@ -214,8 +215,3 @@ def _keep(store: Store, record: RunRecord, standing: Standing, learner: Learner,
 def threads_per_worker(workers_here: int) -> int:
     """Returns the share of this machine's cores that falls to each of its workers."""
     return max(1, (os.cpu_count() or 1) // max(1, workers_here))
-
-
-def unwrapped(learner: Learner) -> nn.Module:
-    """Returns the network itself."""
-    return bare_model(learner.model)
