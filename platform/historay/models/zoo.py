@@ -18,8 +18,8 @@ _CONVNEXT = ("convnext_tiny", "convnext_small", "convnext_base")
 ARCHITECTURES = ("small_cnn", *_VGG, *_RESNET, "inception_v3", *_DENSENET, *_EFFICIENTNET, *_MOBILENET, *_CONVNEXT)
 
 _MIN_PX = 32  # five halvings leave one pixel
-_INCEPTION_MIN_PX = 75  # below, its last pooling has nothing left; below 128 px its auxiliary head hasn't either
-_INCEPTION_AUX_MIN_PX = 128
+_INCEPTION_MIN_PX = 75  # below, its last pooling has nothing left
+_INCEPTION_AUX_MIN_PX = 299  # below, its auxiliary head hasn't either
 _FULL_STEM_PX = 96  # from here on the stem of stride 4 that ImageNet's 224 px ask for leaves enough
 
 
@@ -28,7 +28,7 @@ def build_model(architecture: str, num_classes: int, input_px: int, dropout: flo
 
     Below 96 px, ResNets and DenseNets get the stem of their CIFAR versions (3 x 3, stride 1, no pooling). VGGs end in a
     mean over space and one linear layer instead of the 120 million weights that fit 224 px only. In training mode,
-    inception_v3 returns (logits, auxiliary logits) from 128 px on. ``dropout`` acts before the last layer.
+    inception_v3 returns (logits, auxiliary logits) from 299 px on. ``dropout`` acts before the last layer.
 
     Raises ConfigError on an unknown name or too small an input.
     """
