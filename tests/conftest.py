@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import free_port
 
 from historay.storage import LocalStore
 
@@ -91,12 +92,6 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def s3_uri(s3_server: str) -> str:
     """A fresh, empty prefix in a bucket of the real S3 server."""
     return f"s3://tiles/{uuid.uuid4().hex[:8]}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _built(package: str) -> str:

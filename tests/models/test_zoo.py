@@ -30,7 +30,7 @@ def test_logits_are_finite_and_a_few_steps_lower_the_loss(architecture: str) -> 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert torch.isfinite(model.eval()(tiles)).all()
 

@@ -1,0 +1,110 @@
+"""A training run ends where it was meant to end, whatever is killed on the way, and what it made can be judged and served."""
+
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import COMMAND, environment, free_port, kill_all, processes_of, wait_until
+
+from historay.data.dataset import Dataset
+from historay.errors import ConfigError
+from historay.training.run import complete_epochs, read_metrics, read_run
+from historay.training.settings import TrainConfig
+from historay.training.train import train
+
+pytestmark = pytest.mark.ray
+
+
+def assert_complete(dataset: Dataset, config: TrainConfig) -> None:
+    record = read_run(dataset.store, config.run)
+    assert record.status == "finished"
+    assert record.num_steps == config.epochs * record.steps_per_epoch
+    assert [line["epoch"] for line in read_metrics(dataset.store, config.run)] == list(range(1, config.epochs + 1))
+
+
+@pytest.fixture(scope="session")
+def unbroken(dataset: Dataset) -> TrainConfig:
+    config = TrainConfig(
+        run="unbroken", dataset=dataset.reference, store=dataset.store.uri, epochs=12, batch_size=64, lr=2e-3, ema_decay=0.9
+    )
+    train(config)
+    return config
+
+
+def test_two_workers_train_a_model_that_learns(dataset: Dataset, unbroken: TrainConfig) -> None:
+    assert_complete(dataset, unbroken)
+    lines = read_metrics(dataset.store, "unbroken")
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    assert set(complete_epochs(dataset.store, "unbroken")) <= {line["epoch"] for line in lines}
+    assert len(complete_epochs(dataset.store, "unbroken")) <= 2, "the last and the best"
+
+
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(dataset: Dataset, unbroken: TrainConfig) -> None:
+    assert train(unbroken) == "unbroken"
+    with pytest.raises(ConfigError, match=r"run unbroken exists with other settings: lr was 0\.002, now 0\.1"):
+        train(unbroken.model_copy(update={"lr": 0.1}))
+
+
+def test_a_worker_killed_in_mid_epoch_is_replaced_and_the_run_ends_as_an_unbroken_one(
+    dataset: Dataset, unbroken: TrainConfig, own_home: Path
+) -> None:
+    config = unbroken.model_copy(update={"run": "worker-killed"})
+    runner = threading.Thread(target=train, args=(config,))
+    runner.start()
+    wait_until(lambda: len(read_metrics(dataset.store, config.run)) >= 2, 180, "the second epoch")
+    workers = processes_of(own_home, "RayTrainWorker")
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    runner.join(timeout=240)
+    assert_complete(dataset, config)
+    broken, whole = (read_metrics(dataset.store, name)[-1] for name in ("worker-killed", "unbroken"))
+    assert broken["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-3), "a resumed epoch draws what it would have drawn"
+
+
+def test_a_killed_driver_is_followed_by_another_that_ends_the_run(
+    dataset: Dataset, unbroken: TrainConfig, tmp_path: Path
+) -> None:
+    config = unbroken.model_copy(update={"run": "driver-killed"})
+    flags = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in ("run", "dataset", "store", "epochs", "lr")]
+    command = [COMMAND, "train", *flags, "--batch-size=64", "--ema-decay=0.9"]
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(command, env=environment(tmp_path), stderr=log)
+        wait_until(lambda: len(read_metrics(dataset.store, config.run)) >= 2, 240, "the second epoch")
+        driver.kill()
+        driver.wait()
+        kill_all(tmp_path)
+    assert read_run(dataset.store, config.run).status == "running"
+    train(config)
+    assert_complete(dataset, config)
+
+
+def test_what_is_served_equals_what_was_evaluated(dataset: Dataset, unbroken: TrainConfig) -> None:
+    from ray import serve as ray_serve
+
+    from historay.evaluation.predictions import Predictions
+    from historay.serving.app import ServeConfig, start
+    from historay.serving.client import Client
+    from historay.serving.schema import ImagePrediction
+    from historay.training.evaluate import EvaluateConfig, evaluate_run
+
+    result = evaluate_run(EvaluateConfig(run="unbroken", store=dataset.store.uri, num_resamples=200))
+    evaluated = Predictions.from_parquet(dataset.store.read("runs/unbroken/predictions-test.parquet"))
+    table = next(dataset.tables("test", ["tile_id", "bytes"])).slice(0, 12)
+    port = free_port()
+    start(ServeConfig(model=result.reference, store=dataset.store.uri, port=port))
+    try:
+        with Client(f"http://127.0.0.1:{port}") as client:
+            assert client.is_ready()
+            answer = client.predict([*table["bytes"].to_pylist(), b"no image"])
+    finally:
+        ray_serve.shutdown()
+    *good, bad = answer.results
+    assert not isinstance(bad, ImagePrediction)
+    rows = {tile: row for row, tile in enumerate(evaluated.tile_ids.tolist())}
+    for tile, prediction in zip(table["tile_id"].to_pylist(), good, strict=True):
+        assert isinstance(prediction, ImagePrediction)
+        assert np.abs(evaluated.probabilities[rows[tile]] - list(prediction.probabilities.values())).max() < 1e-5

@@ -1,0 +1,51 @@
+"""The whole path with nothing but s3:// addresses, against a real S3 server, from a folder that stays empty."""
+
+import json
+from pathlib import Path
+
+import pytest
+from processes import historay, kill_all
+
+from historay.storage import open_store
+
+pytestmark = [pytest.mark.s3, pytest.mark.ray]
+
+
+def test_synth_ingest_train_evaluate_and_predict_run_on_a_bucket_alone(s3_uri: str, tmp_path: Path) -> None:
+    home, cwd = tmp_path / "home", tmp_path / "cwd"
+    home.mkdir()
+    cwd.mkdir()
+    tiles, store = f"{s3_uri}/tiles", f"{s3_uri}/store"
+    at = ["--store", store]
+    try:
+        for arguments in (
+            ["synth", "--out", tiles, "--num-tiles", "400", "--num-patients", "12", "--tile-px", "64"],
+            ["ingest", "--name", "cloud", "--source", f"{tiles}/manifest.csv", *at],
+            [
+                "train",
+                "--run",
+                "cloud",
+                "--dataset",
+                "cloud",
+                "--epochs",
+                "2",
+                "--batch-size",
+                "32",
+                "--warmup-epochs",
+                "0.5",
+                *at,
+            ],
+            ["evaluate", "--run", "cloud", "--num-resamples", "200", *at],
+            ["predict", f"{tiles}/images", "--model", "cloud", "--limit", "5", "--format", "json", *at],
+        ):
+            done = historay(*arguments, home=home, cwd=cwd)
+            assert done.returncode == 0, (arguments, done.stderr)
+    finally:
+        kill_all(home)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 5
+    assert all(sum(line["probabilities"].values()) == pytest.approx(1) for line in lines)
+    keys = {item.key.split("/")[0] for item in open_store(store).list()}
+    assert keys == {"datasets", "runs", "models", "aliases"}
+    assert list(cwd.iterdir()) == [], "nothing was written beside the bucket"
+    assert not [path for path in home.rglob("*") if path.suffix in {".jpg", ".parquet", ".safetensors"}]
