@@ -18,7 +18,8 @@ from historay.storage import LocalStore, open_store
 from historay.training.settings import TrainConfig
 from historay.training.train import train
 
-pytestmark = pytest.mark.ray
+# Ray's own deprecation warnings are not ours to mend.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
 
 def hostile_folder(folder: Path, num_good: int = 114) -> dict[str, str]:

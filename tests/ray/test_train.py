@@ -16,7 +16,8 @@ from historay.training.run import complete_epochs, read_metrics, read_run
 from historay.training.settings import TrainConfig
 from historay.training.train import train
 
-pytestmark = pytest.mark.ray
+# Ray's own deprecation warnings are not ours to mend.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
 
 def assert_complete(dataset: Dataset, config: TrainConfig) -> None:
