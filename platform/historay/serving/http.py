@@ -172,17 +172,17 @@ async def _images(request: Request, config: RequestConfig) -> list[bytes]:
             )
         return [body]
     request._body = body  # starlette's own cache: the form is then parsed from what was counted
+    too_many = f"more than {config.max_files} files in one request; send them in several"
     try:
-        form = await request.form(max_files=config.max_files + 1, max_fields=16)
+        async with request.form(max_files=config.max_files, max_fields=16) as form:
+            files = [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
     except StarletteHTTPException as error:
+        if str(error.detail).startswith("Too many files"):
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-many-files", too_many) from None
         raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "bad-multipart", str(error.detail)) from None
-    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not files:
         raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "no-images", "no file in the form; send one or many, under any name")
-    if len(files) > config.max_files:
-        detail = f"more than {config.max_files} files in one request; send them in several"
-        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-many-files", detail)
-    return [await file.read() for file in files]
+    return files
 
 
 async def _limited_body(request: Request, config: RequestConfig) -> bytes:

@@ -1,0 +1,114 @@
+"""The endpoint answers each image for itself, refuses with reasons, and lets nothing out that it should keep."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from bundles import SPEC, network
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from images import encoded, png_of_claimed_size, texture
+
+from historay.models.bundle import Bundle
+from historay.models.inference import predict_logits, probabilities
+from historay.serving.http import build_app, digest_key, make_service
+from historay.serving.limits import RequestConfig
+
+LIMITS = RequestConfig(max_files=4, max_image_bytes=50_000, max_body_bytes=150_000, max_pixels=1_000_000)
+TILES = [texture(seed, 48) for seed in range(3)]
+PNGS = [encoded(tile, "PNG") for tile in TILES]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    service = make_service(Bundle(SPEC, network(), "f" * 16), LIMITS)
+    with TestClient(build_app(lambda: service, LIMITS), raise_server_exceptions=False) as found:
+        yield found
+
+
+def upload(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("images", ("name of a patient.png", data)) for data in images]
+
+
+def test_served_probabilities_are_those_of_the_bundle(client: TestClient) -> None:
+    expected = probabilities(predict_logits(network(), np.stack(TILES), SPEC.preprocessing))
+    answer = client.post("/v1/predict", files=upload(*PNGS)).json()
+    served = np.array([list(result["probabilities"].values()) for result in answer["results"]])
+    assert np.abs(served - expected).max() < 1e-6
+    assert answer["model"] == "demo@ffffffffffffffff"
+    alone = client.post("/v1/predict", content=PNGS[1], headers={"content-type": "image/png"}).json()["results"][0]
+    assert np.abs(np.array(list(alone["probabilities"].values())) - expected[1]).max() < 1e-5
+
+
+def test_the_label_follows_the_operating_point(client: TestClient) -> None:
+    for result in client.post("/v1/predict", files=upload(*PNGS)).json()["results"]:
+        assert result["label"] == ("tumour" if result["probabilities"]["tumour"] >= 0.4 else "normal")
+
+
+def test_a_bad_image_spoils_nobody_else_s(client: TestClient) -> None:
+    answer = client.post("/v1/predict", files=upload(PNGS[0], b"text", PNGS[1]))
+    assert answer.status_code == 200
+    kinds = [("error" in result, result["index"]) for result in answer.json()["results"]]
+    assert kinds == [(False, 0), (True, 1), (False, 2)]
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "reason"),
+    [
+        (b"text", 415, "not-an-image"),
+        (encoded(TILES[0], mode="CMYK"), 415, "cmyk"),
+        (PNGS[0][: len(PNGS[0]) // 2], 422, "truncated"),
+        (png_of_claimed_size(20_000, 20_000), 413, "too-many-pixels"),
+        (b"\xff" * 60_000, 413, "too-many-bytes"),
+        (b"\xff" * 160_000, 413, "body-too-large"),
+        (b"", 422, "no-images"),
+    ],
+)
+def test_a_single_bad_image_is_refused_as_problem_json(client: TestClient, data: bytes, status: int, reason: str) -> None:
+    answer = client.post("/v1/predict", content=data, headers={"content-type": "image/jpeg"})
+    assert (answer.status_code, answer.json()["reason"]) == (status, reason)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def test_too_many_files_no_files_and_all_bad_files_are_refused(client: TestClient) -> None:
+    assert client.post("/v1/predict", files=upload(*PNGS, *PNGS)).json()["reason"] == "too-many-files"
+    assert client.post("/v1/predict", files=[("a", (None, "text"))]).json()["reason"] == "no-images"
+    answer = client.post("/v1/predict", files=upload(b"x", b""))
+    assert answer.status_code == 422
+    assert [result["error"]["reason"] for result in answer.json()["results"]] == ["not-an-image", "empty"]
+
+
+def test_the_model_says_what_it_is_and_what_it_is_not(client: TestClient) -> None:
+    answer = client.get("/v1/model").json()
+    assert answer["classes"] == ["normal", "tumour"]
+    assert answer["accepted_leaks"] == ["near-duplicate"]
+    assert "not a medical device" in answer["notice"]
+
+
+def test_until_the_model_is_loaded_it_is_healthy_and_not_ready() -> None:
+    with TestClient(build_app(lambda: None, LIMITS)) as loading:
+        assert loading.get("/healthz").status_code == 200
+        assert loading.get("/readyz").status_code == 503
+        assert loading.post("/v1/predict", content=PNGS[0]).json()["reason"] == "not-ready"
+
+
+def test_with_a_key_only_its_holder_is_answered() -> None:
+    service = make_service(Bundle(SPEC, network(), "f" * 16), LIMITS)
+    with TestClient(build_app(lambda: service, LIMITS, digest_key("right"))) as closed:
+        assert closed.get("/v1/model").status_code == 401
+        assert closed.get("/v1/model", headers={"Authorization": "Bearer wrong"}).json()["reason"] == "wrong-key"
+        assert closed.get("/v1/model", headers={"Authorization": "Bearer right"}).status_code == 200
+        assert closed.get("/healthz").status_code == 200
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    body=st.binary(max_size=300) | st.sampled_from(PNGS).map(lambda png: png[:200]),
+    kind=st.sampled_from(["image/png", "multipart/form-data", "multipart/form-data; boundary=x", "application/json", ""]),
+)
+def test_no_body_whatever_is_the_server_s_fault(client: TestClient, body: bytes, kind: str) -> None:
+    answer = client.post("/v1/predict", content=body, headers={"content-type": kind})
+    assert 400 <= answer.status_code < 500
+    assert set(answer.json()) >= {"title", "status", "detail", "reason"}
