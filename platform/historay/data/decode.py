@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -50,16 +49,14 @@ def verify_tile(data: bytes, limits: Limits) -> VerifiedTile:
         raise BadImage("empty: the file has no bytes")
     if len(data) > limits.max_bytes:
         raise BadImage(f"too-many-bytes: {len(data)} bytes, at most {limits.max_bytes} are allowed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of what is refused here, or is checked by our own limits
-        try:
-            image = _opened(data)
-            _check_header(image, data[:32], limits)
-            kept, pixels = _decoded(image, data)
-        except BadImage:
-            raise
-        except Exception as error:  # on damaged bytes Pillow's readers raise whatever their parsing trips over
-            raise BadImage(f"truncated: {type(error).__name__}: {error}") from None
+    try:
+        image = _opened(data)
+        _check_header(image, data[:32], limits)
+        kept, pixels = _decoded(image, data)
+    except BadImage:
+        raise
+    except Exception as error:  # on damaged bytes Pillow's readers raise whatever their parsing trips over
+        raise BadImage(f"truncated: {type(error).__name__}: {error}") from None
     height, width, _ = pixels.shape
     pixels_digest = hashlib.sha256(f"{width}x{height}:".encode() + pixels.tobytes()).hexdigest()
     return VerifiedTile(kept, pixels, width, height, hashlib.sha256(data).hexdigest(), pixels_digest)

@@ -48,7 +48,7 @@ class ServeConfig(RequestConfig):
     max_ongoing_requests: int = Field(default=16, ge=1)
     """Requests that one replica works on at once."""
     max_queued_requests: int = Field(default=128, ge=1)
-    """Requests that wait for a replica; more are answered with 503."""
+    """Requests that wait for a replica; more are answered with 429 and Retry-After."""
 
 
 _loaded: dict[str, Service] = {}  # of this replica's process
@@ -73,7 +73,7 @@ def serve(config: ServeConfig) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     url = f"http://{config.host}:{config.port}"
-    key = "" if is_loopback(config.host) else f' -H "Authorization: Bearer ${API_KEY}"'
+    key = "" if API_KEY not in os.environ else f' -H "Authorization: Bearer ${API_KEY}"'
     print(f"{running} answers at {url}\ntry: curl{key} -F images=@tile.jpg {url}/v1/predict\nCtrl-C ends it", file=sys.stderr)  # noqa: T201
     while not stop.wait(timeout=1.0):
         pass
@@ -134,6 +134,7 @@ def _application(config: ServeConfig, name: str, version: str, key_digest: str |
         autoscaling_config={"min_replicas": config.min_replicas, "max_replicas": max(config.min_replicas, config.max_replicas)},
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
         ray_actor_options={"num_cpus": config.cpus_per_replica},
     )
     return deployment(ray_serve.ingress(app)(Endpoint)).bind()

@@ -128,7 +128,9 @@ def build_app(service: Callable[[], Service | None], config: RequestConfig, key_
             return _problem(request, refused, headers={"WWW-Authenticate": "Bearer"})
         response = await call_next(request)
         response.headers["X-Request-Id"] = request.state.request_id
-        log_event("request", id=request.state.request_id, path=request.scope["path"], status=response.status_code)
+        # The route, not the path: what a client writes there may name a person.
+        route = getattr(request.scope.get("route"), "path", "none")
+        log_event("request", id=request.state.request_id, route=route, status=response.status_code)
         return response
 
     @app.get("/healthz")
@@ -235,6 +237,8 @@ def _problem(request: Request, error: Refused, headers: dict[str, str] | None = 
         results=error.results,
     )
     media_type = "application/problem+json"
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers = {**(headers or {}), "Retry-After": "1"}
     return JSONResponse(problem.model_dump(mode="json"), status_code=error.status, headers=headers, media_type=media_type)
 
 

@@ -15,13 +15,13 @@ from rich.table import Table
 from historay.config import Config
 from historay.data.decode import Limits
 from historay.data.layouts import IMAGE_ENDINGS
-from historay.errors import DataError
+from historay.errors import BadImage, DataError, NotFound, Unreadable
 from historay.models.bundle import load_bundle
 from historay.models.registry import resolve
 from historay.serving.client import Client
 from historay.serving.http import API_KEY
-from historay.serving.predictor import Predictor
-from historay.serving.schema import ImagePrediction, Result
+from historay.serving.predictor import Predictor, refusal
+from historay.serving.schema import ImagePrediction, ImageRefusal, Result
 from historay.storage import Store, open_store, split_uri
 
 _AT_ONCE = 32  # images per request or forward pass
@@ -81,9 +81,19 @@ def predict_images(config: PredictConfig) -> Iterator[Answer]:
     addresses = itertools.islice(_addresses(config.images), config.limit)
     ask = _through_endpoint(config.url) if config.url is not None else _with_bundle(config)
     while batch := list(itertools.islice(addresses, _AT_ONCE)):
-        results = ask([store.read(key) for store, key in batch])
-        for (store, key), result in zip(batch, results, strict=True):
-            yield Answer(store.locate(key), result)
+        found = [_read(store, key) for store, key in batch]
+        readable = [data for data in found if isinstance(data, bytes)]
+        answered = iter(ask(readable) if readable else [])
+        for (store, key), data in zip(batch, found, strict=True):
+            yield Answer(store.locate(key), next(answered) if isinstance(data, bytes) else data)
+
+
+def _read(store: Store, key: str) -> bytes | ImageRefusal:
+    """Reads one image; one that cannot be read stops none of the others."""
+    try:
+        return store.read(key)
+    except (NotFound, Unreadable) as error:
+        return refusal(0, BadImage(f"unreadable: {type(error).__name__}"))
 
 
 def _addresses(images: tuple[str, ...]) -> Iterator[tuple[Store, str]]:
