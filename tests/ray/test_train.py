@@ -2,13 +2,11 @@
 
 import os
 import signal
-import subprocess
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
-from processes import COMMAND, environment, free_port, kill_all, processes_of, wait_until
+from processes import processes_of, wait_until
 
 from historay.data.dataset import Dataset
 from historay.errors import ConfigError
@@ -64,48 +62,3 @@ def test_a_worker_killed_in_mid_epoch_is_replaced_and_the_run_ends_as_an_unbroke
     assert_complete(dataset, config)
     broken, whole = (read_metrics(dataset.store, name)[-1] for name in ("worker-killed", "unbroken"))
     assert broken["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-3), "a resumed epoch draws what it would have drawn"
-
-
-def test_a_killed_driver_is_followed_by_another_that_ends_the_run(
-    dataset: Dataset, unbroken: TrainConfig, tmp_path: Path
-) -> None:
-    config = unbroken.model_copy(update={"run": "driver-killed"})
-    flags = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in ("run", "dataset", "store", "epochs", "lr")]
-    command = [COMMAND, "train", *flags, "--batch-size=64", "--ema-decay=0.9"]
-    with (tmp_path / "log").open("wb") as log:
-        driver = subprocess.Popen(command, env=environment(tmp_path), stderr=log)
-        wait_until(lambda: len(read_metrics(dataset.store, config.run)) >= 2, 240, "the second epoch")
-        driver.kill()
-        driver.wait()
-        kill_all(tmp_path)
-    assert read_run(dataset.store, config.run).status == "running"
-    train(config)
-    assert_complete(dataset, config)
-
-
-def test_what_is_served_equals_what_was_evaluated(dataset: Dataset, unbroken: TrainConfig) -> None:
-    from ray import serve as ray_serve
-
-    from historay.evaluation.predictions import Predictions
-    from historay.serving.app import ServeConfig, start
-    from historay.serving.client import Client
-    from historay.serving.schema import ImagePrediction
-    from historay.training.evaluate import EvaluateConfig, evaluate_run
-
-    result = evaluate_run(EvaluateConfig(run="unbroken", store=dataset.store.uri, num_resamples=200))
-    evaluated = Predictions.from_parquet(dataset.store.read("runs/unbroken/predictions-test.parquet"))
-    table = next(dataset.tables("test", ["tile_id", "bytes"])).slice(0, 12)
-    port = free_port()
-    start(ServeConfig(model=result.reference, store=dataset.store.uri, port=port))
-    try:
-        with Client(f"http://127.0.0.1:{port}") as client:
-            assert client.is_ready()
-            answer = client.predict([*table["bytes"].to_pylist(), b"no image"])
-    finally:
-        ray_serve.shutdown()
-    *good, bad = answer.results
-    assert not isinstance(bad, ImagePrediction)
-    rows = {tile: row for row, tile in enumerate(evaluated.tile_ids.tolist())}
-    for tile, prediction in zip(table["tile_id"].to_pylist(), good, strict=True):
-        assert isinstance(prediction, ImagePrediction)
-        assert np.abs(evaluated.probabilities[rows[tile]] - list(prediction.probabilities.values())).max() < 1e-5
