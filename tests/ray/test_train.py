@@ -2,11 +2,12 @@
 
 import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
-from processes import processes_of, wait_until
+from processes import COMMAND, environment, historay, kill_all, processes_of, wait_until
 
 from historay.data.dataset import Dataset
 from historay.errors import ConfigError
@@ -62,3 +63,20 @@ def test_a_worker_killed_in_mid_epoch_is_replaced_and_the_run_ends_as_an_unbroke
     assert_complete(dataset, config)
     broken, whole = (read_metrics(dataset.store, name)[-1] for name in ("worker-killed", "unbroken"))
     assert broken["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-3), "a resumed epoch draws what it would have drawn"
+
+
+def test_a_killed_driver_is_followed_by_another_that_ends_the_run(
+    dataset: Dataset, unbroken: TrainConfig, tmp_path: Path
+) -> None:
+    config = unbroken.model_copy(update={"run": "driver-killed"})
+    flags = [f"--{name.replace('_', '-')}={getattr(config, name)}" for name in ("run", "dataset", "store", "epochs", "lr")]
+    command = ["train", *flags, "--batch-size=64", "--ema-decay=0.9"]
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen([COMMAND, *command], env=environment(tmp_path), stderr=log)
+        wait_until(lambda: len(read_metrics(dataset.store, config.run)) >= 2, 240, "the second epoch")
+        driver.kill()
+        driver.wait()
+        kill_all(tmp_path)
+    assert read_run(dataset.store, config.run).status == "running"
+    assert historay(*command, home=tmp_path, cwd=tmp_path).returncode == 0
+    assert_complete(dataset, config)
