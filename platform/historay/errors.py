@@ -11,7 +11,9 @@ HistorayError
 │   └── LeakError    tiles of one origin stand on both sides of a split
 ├── TrainingError    a training run cannot start or go on
 ├── BundleError      a model bundle is missing, damaged or tampered with
-└── ServingError     an endpoint cannot start, cannot be reached, or refuses a whole request
+├── ServingError     an endpoint cannot start, cannot be reached, or refuses a whole request
+└── ClusterError     a job cannot be submitted, found or followed
+    └── Unreachable  the cluster does not answer; a later try may succeed
 
 Each takes one message (so that it pickles across processes) that says what, where, the value, and how to mend it.
 """
@@ -68,3 +70,11 @@ class BundleError(HistorayError):
 
 class ServingError(HistorayError):
     """An endpoint cannot start, cannot be reached, or refuses a whole request."""
+
+
+class ClusterError(HistorayError):
+    """A job cannot be submitted, found or followed."""
+
+
+class Unreachable(ClusterError):
+    """The cluster does not answer; a later try may succeed."""

@@ -1,15 +1,17 @@
-"""Joins the Ray cluster named by RAY_ADDRESS, or starts one on this machine that listens on loopback only."""
+"""Joins the Ray cluster named by RAY_ADDRESS, or starts one on this machine that listens on loopback only; runs pipelines."""
 
 import logging
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import ray
 import ray.data
 
-from historay.log import log_event
+from historay.errors import HistorayError
+from historay.log import log_event, track
 
-# A laptop's Ray counts CPUs to place actors, not to pin them: fewer than four and a two-worker run with its reader,
-# its controller and its coordinator can wait for itself for ever.
+# A laptop's Ray counts CPUs to place actors, not to pin them: two workers and a driver must fit.
 _MIN_LOCAL_CPUS = 4
 
 
@@ -19,7 +21,10 @@ def connect_ray() -> None:
         return
     # Ray Data prints pages of its own progress; Historay shows one line instead.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # Else a worker's error arrives as Ray's own, which has forgotten ours.
+    context.raise_original_map_exception = True
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
         log_event("ray joined", address=os.environ["RAY_ADDRESS"])
@@ -28,3 +33,14 @@ def connect_ray() -> None:
     # What workers print stays in Ray's log files; what a user needs comes back as progress, metrics and errors.
     ray.init(address="local", num_cpus=cpus, dashboard_host="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False)
     log_event("ray started", address="local", cpus=cpus)
+
+
+def run_pipeline(rows: ray.data.Dataset, what: str, total: int) -> Iterator[dict[str, Any]]:
+    """Runs a Ray Data pipeline, with progress, and yields its rows; our own errors come out of the workers as they are."""
+    try:
+        yield from track(rows.iter_rows(), what, total=total)
+    except HistorayError as error:
+        # Raised in a worker: Ray makes it an exception of both kinds and adds lines of its own to the message.
+        if not isinstance(error, ray.exceptions.RayTaskError):
+            raise
+        raise type(error.cause)(str(error.cause).partition("\nFailed to apply UDF")[0]) from None

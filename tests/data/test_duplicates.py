@@ -79,3 +79,18 @@ def test_the_confirmation_knows_all_eight_symmetries(element: int) -> None:
     a, b = fingerprint(texture(3)).thumbnail, fingerprint(texture(4)).thumbnail
     assert same_tile(a[None], d4(a, element)[None]).all()
     assert not same_tile(a[None], d4(b, element)[None]).any()
+
+
+def test_beyond_a_million_hashes_true_pairs_are_found_as_often_and_no_key_is_shared_by_many() -> None:
+    generator = np.random.default_rng(0)
+    hashes = generator.integers(0, 256, (1_100_000, 16), dtype=np.uint8)
+    planted = 500
+    copies = np.unpackbits(hashes[:planted], axis=1)
+    for row, bits in enumerate(copies):
+        bits[generator.choice(128, 8, replace=False)] ^= 1
+        copies[row] = bits
+    pairs = candidate_pairs(np.concatenate([hashes, np.packbits(copies, axis=1)]))
+    found = {(int(a), int(b)) for a, b in pairs}
+    hits = sum((row, len(hashes) + row) in found for row in range(planted))
+    assert hits / planted > 0.95
+    assert len(found) < planted + 100, "random hashes hardly come within 28 bits of one another"

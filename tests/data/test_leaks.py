@@ -13,7 +13,7 @@ def manifest(**columns: list[str | None]) -> pa.Table:
     num = len(next(iter(columns.values())))
     nothing = pa.nulls(num, pa.string())
     given = {name: pa.array(values, pa.string()) for name, values in columns.items()}
-    blank = dict.fromkeys(["patient", "slide", "site"], nothing)
+    blank = dict.fromkeys(["patient", "slide", "site", "scanner"], nothing)
     names = {"tile_id": pa.array([f"t{row}" for row in range(num)]), "source": pa.array([f"{row}.jpg" for row in range(num)])}
     return pa.table({**names, **blank, **given})
 

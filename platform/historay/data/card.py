@@ -12,6 +12,7 @@ from historay.data.dataset import Dataset
 from historay.data.duplicates import DuplicatePairs
 
 _EXAMPLES_PER_CLASS = 8
+_SHOWN = ["label_name", "split", "patient", "slide", "site", "scanner", "mpp", "width", "height", "blank"]
 
 
 def write_card(dataset: Dataset, manifest: pa.Table, duplicates: DuplicatePairs, quarantine: pa.Table) -> None:
@@ -25,7 +26,7 @@ def write_card(dataset: Dataset, manifest: pa.Table, duplicates: DuplicatePairs,
 
 def describe(dataset: Dataset, manifest: pa.Table, duplicates: DuplicatePairs, quarantine: pa.Table) -> dict[str, Any]:
     """Returns the card's content: tables of tiles by class, site and size, patients by split, duplicates and quarantine."""
-    tiles = manifest.select(["label_name", "split", "patient", "slide", "site", "mpp", "width", "height", "blank"]).to_pandas()
+    tiles = manifest.select(_SHOWN).to_pandas()
     split = tiles["split"].to_numpy()
     across = split[duplicates.pairs[:, 0]] != split[duplicates.pairs[:, 1]]
     per_patient = tiles["patient"].value_counts()
@@ -33,6 +34,7 @@ def describe(dataset: Dataset, manifest: pa.Table, duplicates: DuplicatePairs, q
         "dataset": dataset.record.model_dump(mode="json"),
         "tiles_by_class": _counts(tiles, "label_name"),
         "tiles_by_site": _counts(tiles.fillna({"site": "unknown"}), "site"),
+        "tiles_by_scanner": _counts(tiles.fillna({"scanner": "unknown"}), "scanner"),
         "tiles_by_size": _counts(tiles.assign(size=tiles["width"].astype(str) + " x " + tiles["height"].astype(str)), "size"),
         "patients_by_split": {name: int(part["patient"].nunique()) for name, part in tiles.groupby("split")},
         "slides_by_split": {name: int(part["slide"].nunique()) for name, part in tiles.groupby("split")},

@@ -69,15 +69,21 @@ def stage_chunk(chunk: Chunk, store: Store, key: str) -> None:
 
 
 def read_staged(store: Store, key: str, columns: list[str]) -> pa.Table:
-    """Reads some columns of a staged chunk, without the others."""
+    """Reads some columns of a staged chunk, without the others; NotFound where it is gone."""
     filesystem, root = store.arrow()
-    return pq.read_table(f"{root}/{key}", filesystem=filesystem, columns=columns)
+    try:
+        return pq.read_table(f"{root}/{key}", filesystem=filesystem, columns=columns)
+    except FileNotFoundError:
+        raise NotFound(f"{store.locate(key)}: the staged chunk is gone") from None
 
 
 def read_quarantine(store: Store, key: str) -> pa.Table:
     """Reads what a staged chunk put into quarantine."""
     filesystem, root = store.arrow()
-    metadata = pq.read_schema(f"{root}/{key}", filesystem=filesystem).metadata
+    try:
+        metadata = pq.read_schema(f"{root}/{key}", filesystem=filesystem).metadata
+    except FileNotFoundError:
+        raise NotFound(f"{store.locate(key)}: the staged chunk is gone") from None
     return pa.Table.from_pylist(json.loads(metadata[_QUARANTINE_KEY]), schema=QUARANTINE_SCHEMA)
 
 
@@ -123,6 +129,7 @@ def _tile(row: Row, data: bytes, chunk: Chunk) -> Row:
         "patient": row["patient"],
         "slide": row["slide"],
         "site": row["site"],
+        "scanner": row["scanner"],
         "mpp": row["mpp"] if row["mpp"] is not None else chunk.mpp,
         "sha256": tile.sha256,
         "pixels_sha256": tile.pixels_sha256,

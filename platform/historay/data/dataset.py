@@ -31,11 +31,11 @@ class Dataset:
 
     def manifest(self, columns: list[str] | None = None) -> pa.Table:
         """Returns the manifest, one row per tile, sorted by tile_id, without the bytes."""
-        return self._table("manifest.parquet", columns)
+        return self.table(f"{self.prefix}/manifest.parquet", columns)
 
     def leaks(self) -> pa.Table:
         """Returns every leaking pair (LEAK_SCHEMA)."""
-        return self._table("leaks.parquet", None)
+        return self.table(f"{self.prefix}/leaks.parquet")
 
     def shard_keys(self, split: str) -> list[str]:
         """Returns the store keys of a split's shards, in order; DataError if the split is empty."""
@@ -46,7 +46,11 @@ class Dataset:
     def tables(self, split: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yields a split's shards as tables, one at a time."""
         for key in self.shard_keys(split):
-            yield pq.read_table(io.BytesIO(self.store.read(key)), columns=columns)
+            yield self.table(key, columns)
+
+    def table(self, key: str, columns: list[str] | None = None) -> pa.Table:
+        """Reads one Parquet object of the store whole, such as a shard."""
+        return pq.read_table(io.BytesIO(self.store.read(key)), columns=columns)
 
     def refuse_leaks(self, accepted: tuple[str, ...]) -> None:
         """Raises LeakError on any leak whose kind is not accepted by name, naming one pair of tiles of each kind."""
@@ -64,9 +68,6 @@ class Dataset:
             f"{self.store.locate(f'{self.prefix}/leaks.parquet')}. Remove them and ingest again, or accept them by name with "
             f"--accept-leaks {kinds}, which is stamped on everything downstream"
         )
-
-    def _table(self, name: str, columns: list[str] | None) -> pa.Table:
-        return pq.read_table(io.BytesIO(self.store.read(f"{self.prefix}/{name}")), columns=columns)
 
 
 def dataset_prefix(name: str, version: str) -> str:

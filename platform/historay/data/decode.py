@@ -37,7 +37,11 @@ class VerifiedTile(NamedTuple):
     width: int
     height: int
     sha256: str  # of the file as found
-    pixels_sha256: str
+
+    @property
+    def pixels_sha256(self) -> str:
+        """Digest of size and pixels, the same for every file that holds the same image."""
+        return hashlib.sha256(f"{self.width}x{self.height}:".encode() + self.pixels_HWC.tobytes()).hexdigest()
 
 
 def verify_tile(data: bytes, limits: Limits) -> VerifiedTile:
@@ -58,8 +62,7 @@ def verify_tile(data: bytes, limits: Limits) -> VerifiedTile:
     except Exception as error:  # on damaged bytes Pillow's readers raise whatever their parsing trips over
         raise BadImage(f"truncated: {type(error).__name__}: {error}") from None
     height, width, _ = pixels.shape
-    pixels_digest = hashlib.sha256(f"{width}x{height}:".encode() + pixels.tobytes()).hexdigest()
-    return VerifiedTile(kept, pixels, width, height, hashlib.sha256(data).hexdigest(), pixels_digest)
+    return VerifiedTile(kept, pixels, width, height, hashlib.sha256(data).hexdigest())
 
 
 def decode_tile(data: bytes) -> Pixels:
@@ -71,6 +74,18 @@ def decode_tile(data: bytes) -> Pixels:
             return np.asarray(image.convert("RGB"))
     except (ValueError, OSError, SyntaxError) as error:
         raise BadImage(f"truncated: {error}") from None
+
+
+def decode_tile_into(data: bytes, tile_HWC: Pixels) -> None:
+    """Decodes stored bytes into a square tile's place, resized if need be; a JPEG of that very size without a copy."""
+    if data.startswith(_JPEG_START) and tile_HWC.flags.c_contiguous:
+        try:
+            if simplejpeg.decode_jpeg_header(data)[:2] == tile_HWC.shape[:2]:
+                simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=tile_HWC)
+                return
+        except ValueError as error:
+            raise BadImage(f"truncated: {error}") from None
+    tile_HWC[...] = resize_tile(decode_tile(data), tile_HWC.shape[0])
 
 
 def resize_tile(pixels_HWC: Pixels, input_px: int) -> Pixels:

@@ -30,15 +30,16 @@ from historay.data.leaks import find_confounds, find_leaks, summarise_leaks
 from historay.data.schema import SPLITS, TILE_SCHEMA, DatasetRecord
 from historay.data.shards import place_in_shards, write_shard
 from historay.data.splits import SplitFractions, assign_splits, tile_groups
-from historay.errors import DataError, HistorayError
-from historay.log import log_event, track
-from historay.ray_session import connect_ray
+from historay.errors import DataError, NotFound
+from historay.log import log_event
+from historay.ray_session import connect_ray, run_pipeline
 from historay.storage import Store, open_store
 
 _METADATA = [name for name in STAGED_SCHEMA.names if name not in {"bytes", "thumbnail"}]
 # What a version's name is made of: everything that can change what is learnt from it, and nothing about where it was found.
-_DIGESTED = ["tile_id", "sha256", "label_name", "patient", "slide", "site", "mpp", "split"]
-_SCHEMA_NUMBER = 1
+_DIGESTED = ["tile_id", "sha256", "label_name", "patient", "slide", "site", "scanner", "mpp", "split"]
+_SCHEMA_NUMBER = 2
+_ATTEMPTS = 3
 
 
 class Gathered(NamedTuple):
@@ -91,10 +92,23 @@ def ingest(config: IngestConfig) -> Dataset:
     limits = Limits(max_bytes=config.max_bytes, max_pixels=config.max_pixels)
     chunks = make_chunks(listing, config.mpp, limits)
     staging = f"datasets/{config.name}/.staging-{_listing_digest(listing, config)}"
-    keys = {chunk.number: f"{staging}/{chunk.number:06d}.parquet" for chunk in chunks}
     log_event("ingest", images=len(listing.rows), classes=",".join(listing.classes), chunks=len(chunks))
 
     connect_ray()
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _ingest_chunks(config, store, staging, chunks, listing)
+        except NotFound as error:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            # An ingest of the same source beside this one has finished and cleared what both had staged.
+            log_event("WARNING ingest starts again", because=error)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _ingest_chunks(config: IngestConfig, store: Store, staging: str, chunks: list[Chunk], listing: Listing) -> Dataset:
+    """Stages, splits, publishes and clears what was staged."""
+    keys = {chunk.number: f"{staging}/{chunk.number:06d}.parquet" for chunk in chunks}
     _stage_chunks(store, staging, chunks, keys)
     staged = list(keys.values())
     tiles = pa.concat_tables([read_staged(store, key, _METADATA) for key in staged]).sort_by("tile_id")
@@ -117,27 +131,15 @@ def _stage_chunks(store: Store, staging: str, chunks: list[Chunk], keys: dict[in
         log_event("ingest resumed", chunks_done=len(chunks) - len(missing))
     if missing:
         uri = store.uri
+        chunk_refs = {chunk.number: ray.put(chunk) for chunk in missing}
 
-        def stage(row: dict[str, Any]) -> dict[str, int]:
-            stage_chunk(row["item"], open_store(uri), keys[row["item"].number])
-            return {"number": row["item"].number}
+        def stage(row: dict[str, int]) -> dict[str, int]:
+            stage_chunk(ray.get(chunk_refs[row["item"]]), open_store(uri), keys[row["item"]])
+            return row
 
-        rows = ray.data.from_items(missing, override_num_blocks=len(missing)).map(stage)
-        _run(rows, "ingest: chunks read and checked", len(missing))
-
-
-def _run(rows: "ray.data.Dataset", what: str, total: int) -> None:
-    """Runs a Ray Data pipeline to its end, with progress; our own errors come out of the workers as they are."""
-    try:
-        for _ in track(rows.iter_rows(), what, total=total):
+        rows = ray.data.from_items(list(chunk_refs), override_num_blocks=len(missing)).map(stage)
+        for _ in run_pipeline(rows, "ingest: chunks read and checked", len(missing)):
             pass
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, HistorayError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
-            raise
-        raise cause.with_traceback(None) from None
 
 
 def _refuse_hopeless(tiles: pa.Table, quarantine: pa.Table, source: str) -> None:
@@ -221,7 +223,8 @@ def _write_shards(gathered: Gathered, manifest: pa.Table, dataset: Dataset) -> N
     placed = staged.map_batches(place, batch_size=1)
     num_shards = sum(len(names) for names in dataset.record.shards.values())
     shards = placed.groupby("shard", num_partitions=num_shards).map_groups(write, batch_format="pandas")
-    _run(shards, "ingest: shards written", num_shards)
+    for _ in run_pipeline(shards, "ingest: shards written", num_shards):
+        pass
 
 
 def _record(manifest: pa.Table, leaks: pa.Table, gathered: Gathered, config: IngestConfig, digest: str) -> DatasetRecord:
@@ -237,6 +240,7 @@ def _record(manifest: pa.Table, leaks: pa.Table, gathered: Gathered, config: Ing
         num_quarantined=gathered.quarantine.num_rows,
         num_patients=None if frame["patient"].isna().any() else frame["patient"].nunique(),
         shards={split: tuple(f"shards/{name}.parquet" for name in sorted(shards.get(split, []))) for split in SPLITS},
+        split_rule=_split_rule(gathered.listing, config),
         leaks=summarise_leaks(leaks),
         confounds=find_confounds(manifest),
         mpp=round(float(mpps[0]), 6) if len(mpps) == 1 and not np.isnan(mpps[0]) else None,
@@ -247,6 +251,12 @@ def _record(manifest: pa.Table, leaks: pa.Table, gathered: Gathered, config: Ing
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         historay=version("historay"),
     )
+
+
+def _split_rule(listing: Listing, config: IngestConfig) -> str:
+    if listing.rows["split"].notna().any():
+        return "as given by the source, and checked"
+    return f"whole patients (else slides, else duplicates) at random, each class in proportion, seed {config.seed}"
 
 
 def _digest(tiles: pa.Table, classes: tuple[str, ...]) -> str:

@@ -17,7 +17,7 @@ from historay.storage import Store, open_store, split_uri
 
 Layout = Literal["folder", "manifest", "pcam", "breakhis", "idc"]
 
-COLUMNS = ("path", "label_name", "patient", "slide", "site", "mpp", "split")
+COLUMNS = ("path", "label_name", "patient", "slide", "site", "scanner", "mpp", "split")
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 _SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # SOB_B_TA-14-4659-40-001.png: procedure, B or M, tumour type, year, slide of the patient, magnification, running number.
@@ -80,7 +80,7 @@ def _manifest(source: str) -> Listed:
         )
     names, classes = _labels(read, source)
     rows = pd.DataFrame({"path": read["path"].astype(str), "label_name": names})
-    for column in ("patient", "slide", "site"):
+    for column in ("patient", "slide", "site", "scanner"):
         if column in read:
             rows[column] = _text(read[column])
     if "mpp" in read:

@@ -1,4 +1,4 @@
-"""Finds what stands on both sides of a split, and classes that stand or fall with one patient or site."""
+"""Finds what stands on both sides of a split, and classes that stand or fall with one patient, site or scanner."""
 
 import itertools
 
@@ -35,10 +35,10 @@ def summarise_leaks(leaks: pa.Table) -> tuple[Leak, ...]:
 
 
 def find_confounds(manifest: pa.Table) -> tuple[Confound, ...]:
-    """Reports each class of which at least 95 % come from one patient or site, or from sites that bring no other class."""
-    tiles = manifest.select(["label_name", "patient", "site"]).to_pandas()
+    """Reports each class of which at least 95 % come from one patient, site or scanner, or from those with no other class."""
+    tiles = manifest.select(["label_name", "patient", "site", "scanner"]).to_pandas()
     found: list[Confound] = []
-    for column in ("patient", "site"):
+    for column in ("patient", "site", "scanner"):
         known = tiles.dropna(subset=[column])
         if known[column].nunique() < _MIN_ORIGINS or known["label_name"].nunique() < _MIN_ORIGINS:
             continue
@@ -57,10 +57,11 @@ def _confound(of_class: np.ndarray, of_all: np.ndarray, column: str) -> str:
             f"{share:.0%} of its {total} tiles come from one {column} of {num_origins}; a model can learn the {column} instead"
         )
     pure = of_class[of_class >= _CONFOUNDED_SHARE * of_all].sum() / total
-    # Many cohorts label whole patients, so a patient with one class only is no finding; a site with one class only is.
-    if column == "site" and pure >= _CONFOUNDED_SHARE:
+    # Many cohorts label whole patients, so a patient with one class only is no finding; a site or scanner with one is.
+    if column != "patient" and pure >= _CONFOUNDED_SHARE:
         return (
-            f"{pure:.0%} of its {total} tiles come from sites with (nearly) no other class; a model can learn the site instead"
+            f"{pure:.0%} of its {total} tiles come from {column}s with (nearly) no other class; "
+            f"a model can learn the {column} instead"
         )
     return ""
 

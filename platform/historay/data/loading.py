@@ -1,13 +1,11 @@
 """Tiles out of a data set version, decoded, in plain order or shuffled in memory; knows nothing of Ray."""
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from historay.data.dataset import Dataset
@@ -27,6 +25,7 @@ class TileBatch(NamedTuple):
     tile_ids: list[str]
     tiles_BHWC: Tiles
     labels: Labels
+    encoded: Sequence[bytes] = ()  # what they were decoded from; empty where that was let go
 
 
 def iter_tiles(
@@ -34,20 +33,26 @@ def iter_tiles(
 ) -> Iterator[TileBatch]:
     """Yields a split's tiles in shard order, without Ray; with ``num_parts`` only every n-th shard, from ``part`` on."""
     for key in dataset.shard_keys(split)[part::num_parts]:
-        table = pq.read_table(io.BytesIO(dataset.store.read(key)), columns=TILE_COLUMNS)
+        table = dataset.table(key, TILE_COLUMNS)
         for start in range(0, table.num_rows, batch_size):
             yield decode_table(table.slice(start, batch_size), input_px)
 
 
-def decode_table(table: pa.Table, input_px: int, threads: ThreadPoolExecutor | None = None) -> TileBatch:
-    """Decodes a table with the columns tile_id, bytes and label, in threads where given: the decoder releases the GIL."""
+def load_tiles(dataset: Dataset, split: str, tile_ids: Iterable[str], input_px: int) -> dict[str, Tiles]:
+    """Decodes the named tiles of a split, each (input_px, input_px, 3), and no others."""
+    wanted, found = set(tile_ids), {}
+    for table in dataset.tables(split, ["tile_id", "bytes"]):
+        for tile_id, data in zip(table["tile_id"].to_pylist(), table["bytes"], strict=True):
+            if tile_id in wanted:
+                found[tile_id] = resize_tile(decode_tile(data.as_py()), input_px)
+    return found
 
-    def decoded(data: bytes) -> Tiles:
-        return resize_tile(decode_tile(data), input_px)
 
+def decode_table(table: pa.Table, input_px: int) -> TileBatch:
+    """Decodes a table with the columns tile_id, bytes and label."""
     images = table["bytes"].to_pylist()
-    tiles = list(threads.map(decoded, images) if threads else map(decoded, images))
-    return TileBatch(table["tile_id"].to_pylist(), np.stack(tiles), table["label"].to_numpy().astype(np.int64))
+    tiles = [resize_tile(decode_tile(data), input_px) for data in images]
+    return TileBatch(table["tile_id"].to_pylist(), np.stack(tiles), table["label"].to_numpy().astype(np.int64), images)
 
 
 def shuffled_batches(tiles: TileBatch, batch_size: int, seed: int) -> Iterator[tuple[Tiles, Labels]]:

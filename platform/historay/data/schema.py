@@ -25,6 +25,7 @@ TILE_SCHEMA = pa.schema(
         pa.field("patient", pa.string()),
         pa.field("slide", pa.string()),
         pa.field("site", pa.string()),
+        pa.field("scanner", pa.string()),
         pa.field("mpp", pa.float32()),  # micrometres per pixel
         pa.field("sha256", pa.string(), nullable=False),  # of the file as it was found
         pa.field("pixels_sha256", pa.string(), nullable=False),  # of the decoded RGB pixels, row by row
@@ -73,10 +74,10 @@ class Leak(_Record):
 
 
 class Confound(_Record):
-    """A class that stands or falls with one patient or site, so that a model may learn the origin for the class."""
+    """A class that stands or falls with one patient, site or scanner, so that a model may learn the origin for the class."""
 
     class_name: str
-    column: Literal["patient", "site"]
+    column: Literal["patient", "site", "scanner"]
     message: str
 
 
@@ -91,6 +92,7 @@ class DatasetRecord(_Record):
     num_quarantined: int
     num_patients: int | None  # None: at least one tile has no patient, so no patient leak check can hold
     shards: dict[str, tuple[str, ...]]  # by split: keys relative to the version's folder
+    split_rule: str  # how tiles were shared out, in words
     leaks: tuple[Leak, ...]
     confounds: tuple[Confound, ...]
     mpp: float | None  # None: unknown or mixed

@@ -73,6 +73,21 @@ def assign_splits(labels: NDArray[Any], groups: NDArray[Any], fractions: SplitFr
     return np.array(list(shares))[split_of_group][group]
 
 
+def assign_folds(labels: NDArray[Any], groups: NDArray[Any], num_folds: int, seed: int) -> NDArray[np.intp]:
+    """Returns each tile's fold, from 0: whole groups, each label shared out evenly; shares and order as in assign_splits.
+
+    Raises DataError if there are fewer groups than folds.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    if len(names) < num_folds:
+        raise DataError(
+            f"{len(names)} group(s) of tiles cannot fill {num_folds} folds: a patient is never divided; lower folds"
+        )
+    classes, label = np.unique(labels, return_inverse=True)
+    counts = np.bincount(group * len(classes) + label, minlength=len(names) * len(classes)).reshape(len(names), -1)
+    return _share_out(names, counts.astype(np.float64), np.full(num_folds, 1 / num_folds), seed)[group]
+
+
 def _share_out(names: NDArray[Any], counts: NDArray[np.float64], shares: NDArray[np.float64], seed: int) -> NDArray[np.intp]:
     """Gives each group (rows of ``counts``: tiles per label) to the split with the greatest need of what it brings."""
     weights = 1.0 / counts.sum(axis=0)  # a rare label counts as much as a common one

@@ -2,7 +2,8 @@
 
 Normal tissue has small round nuclei, evenly spread, fibres, and glands with an orderly rim; a tumour has large, irregular,
 crowded nuclei with nucleoli and broken glands. Patients differ in stain strength and nuclear size, sites in stain vectors,
-scanner white and sharpness. The amount of haematoxylin is drawn without regard to the class, so that colour says little.
+scanners in white, sharpness, noise and JPEG quality. The amount of haematoxylin is drawn without regard to the class, so
+that colour says little.
 It looks like tissue and is none: nothing learnt from it holds for patients.
 """
 
@@ -19,15 +20,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from historay.config import Config
-from historay.data.synthetic_tissue import Look, Palette, make_palette, paint_tile
+from historay.data.synthetic_tissue import Look, Palette, Scanner, make_palette, paint_tile
 from historay.log import log_event, track
 from historay.storage import Store, open_store
 
 CLASSES = ("normal", "tumour")
 _README = """Synthetic H&E tiles, drawn by Historay (historay synth) with seed {seed}. No patient stands behind them.
-manifest.csv: path,label,patient,slide,site,mpp. defects.csv: the files that are broken or repeated on purpose.
+manifest.csv: path,label,patient,slide,site,scanner,mpp. defects.csv: the files that are broken or repeated on purpose.
 """
 _MPP = 0.5
+NUM_SCANNERS = 2  # shared out over the sites in turn, so that a scanner is not a site
 
 
 class SyntheticConfig(Config):
@@ -42,7 +44,7 @@ class SyntheticConfig(Config):
     num_patients: int = Field(default=40, ge=3)
     """Patients; each has both classes, unless the set is confounded."""
     num_sites: int = Field(default=4, ge=1)
-    """Sites, each with its own stain and scanner."""
+    """Sites, each with its own stain and one of two scanners."""
     artefact_rate: float = Field(default=0.03, ge=0, le=1)
     """Share of tiles with a fold, a bubble, pen or blur."""
     defects: bool = True
@@ -59,6 +61,7 @@ class _Row(NamedTuple):
     patient: str
     slide: str
     site: str
+    scanner: str
     mpp: float = _MPP
 
 
@@ -92,8 +95,11 @@ def _palette(seed: int) -> Palette:
 
 def _patients(config: SyntheticConfig) -> list[Look]:
     """Each patient's look: the site's stain and scanner, with the patient's own strength and nuclear size."""
-    sites = [np.random.default_rng([config.seed, 2, site]) for site in range(config.num_sites)]
-    site_looks = [Look.of_site(rng) for rng in sites]
+    scanners = [Scanner.drawn(np.random.default_rng([config.seed, 5, number])) for number in range(NUM_SCANNERS)]
+    site_looks = [
+        Look.of_site(np.random.default_rng([config.seed, 2, site]), scanners[site % NUM_SCANNERS])
+        for site in range(config.num_sites)
+    ]
     return [
         site_looks[patient % config.num_sites].of_patient(np.random.default_rng([config.seed, 3, patient]))
         for patient in range(config.num_patients)
@@ -109,13 +115,14 @@ def _painted(config: SyntheticConfig, palette: Palette, patients: list[Look], nu
         tumour = site < config.num_sites / 2
     pixels = paint_tile(rng, palette, patients[patient], config.tile_px, tumour=tumour, artefact_rate=config.artefact_rate)
     slide = (number // config.num_patients) % 2
-    row = _Row(f"images/{number:06d}.jpg", CLASSES[tumour], f"P{patient:03d}", f"P{patient:03d}-{slide}", f"site-{site}")
+    name, scanner = f"P{patient:03d}", f"scanner-{site % NUM_SCANNERS}"
+    row = _Row(f"images/{number:06d}.jpg", CLASSES[tumour], name, f"{name}-{slide}", f"site-{site}", scanner)
     return row, pixels
 
 
 def _tile(config: SyntheticConfig, palette: Palette, patients: list[Look], number: int) -> tuple[_Row, bytes]:
     row, pixels = _painted(config, palette, patients, number)
-    quality = patients[number % config.num_patients].jpeg_quality
+    quality = patients[number % config.num_patients].scanner.jpeg_quality
     return row, simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB")
 
 

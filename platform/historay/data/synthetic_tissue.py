@@ -24,30 +24,41 @@ _FIBRE_ANGLES = (0, 30, 60, 90, 120, 150)  # degrees
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a site's stains and scanner, and a patient's tissue, show."""
+class Scanner:
+    """What a scanner adds of its own."""
 
-    stains: NDArray[np.float32]  # (2, 3), unit rows
     white: NDArray[np.float32]  # (3,), levels of 255 where there is no tissue
     blur: float  # standard deviation in pixels
     noise: float  # levels of 255
     jpeg_quality: int
-    haematoxylin: float = 1.0  # strengths
-    eosin: float = 1.0
-    nuclear_size: float = 1.0
 
     @classmethod
-    def of_site(cls, rng: np.random.Generator) -> Self:
-        """Draws a site's stains and scanner."""
-        stains = _STAINS * (1 + rng.normal(0, 0.08, (2, 3)))
-        stains = np.clip(stains, 0.02, None)
+    def drawn(cls, rng: np.random.Generator) -> Self:
+        """Draws a scanner."""
         return cls(
-            stains=(stains / np.linalg.norm(stains, axis=1, keepdims=True)).astype(np.float32),
             white=rng.uniform(236, 250, 3).astype(np.float32),
             blur=float(rng.uniform(0.0, 0.6)),
             noise=float(rng.uniform(1.0, 3.0)),
             jpeg_quality=int(rng.integers(75, 93)),
         )
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a site's stains and scanner, and a patient's tissue, show."""
+
+    stains: NDArray[np.float32]  # (2, 3), unit rows
+    scanner: Scanner
+    haematoxylin: float = 1.0  # strengths
+    eosin: float = 1.0
+    nuclear_size: float = 1.0
+
+    @classmethod
+    def of_site(cls, rng: np.random.Generator, scanner: Scanner) -> Self:
+        """Draws a site's stains; its slides go through the given scanner."""
+        stains = _STAINS * (1 + rng.normal(0, 0.08, (2, 3)))
+        stains = np.clip(stains, 0.02, None)
+        return cls((stains / np.linalg.norm(stains, axis=1, keepdims=True)).astype(np.float32), scanner)
 
     def of_patient(self, rng: np.random.Generator) -> "Look":
         """Draws a patient of this site."""
@@ -249,10 +260,11 @@ def _artefact(rng: np.random.Generator, density: NDArray[np.float32]) -> NDArray
 
 def _scanned(rng: np.random.Generator, density: NDArray[np.float32], look: Look) -> Pixels:
     """Light through the stains, with the scanner's blur, white and noise (Beer-Lambert, densities to base 10)."""
-    if look.blur > 0.15:
-        density = ndimage.gaussian_filter1d(ndimage.gaussian_filter1d(density, look.blur, axis=0), look.blur, axis=1)
-    levels = look.white * np.exp(-np.float32(np.log(10)) * density)
-    levels += look.noise * rng.standard_normal(levels.shape, dtype=np.float32)
+    scanner = look.scanner
+    if scanner.blur > 0.15:
+        density = ndimage.gaussian_filter1d(ndimage.gaussian_filter1d(density, scanner.blur, axis=0), scanner.blur, axis=1)
+    levels = scanner.white * np.exp(-np.float32(np.log(10)) * density)
+    levels += scanner.noise * rng.standard_normal(levels.shape, dtype=np.float32)
     return np.asarray(np.clip(levels, 0, 255), dtype=np.uint8)
 
 

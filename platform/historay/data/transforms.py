@@ -5,24 +5,48 @@ Suffixes: B tiles, H rows, W columns, C channels (RGB), all float values on [0, 
 
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-Augmentation = Literal["none", "d4", "full"]
+from historay.data.augmentation import spoil_slightly
+from historay.data.stain import Macenko, Reinhard, StainMethod, from_density, measure_stain, normalise_stain, optical_density
+from historay.errors import DataError
 
-# Ruifrok and Johnston 2001: optical density is -log10 of the transmitted share of light. One level of uint8 keeps log finite.
-_DARKEST = 1.0 / 255.0
+Augmentation = Literal["none", "d4", "full", "strong"]
+
+_REFERENCE_TILES = 64  # that together are the image whose stain the others take on
 
 
 class Preprocessing(BaseModel):
-    """How pixels become a network's input: side in pixels, and mean and standard deviation per channel on [0, 1]."""
+    """How pixels become a network's input: side, stain, then mean and standard deviation per channel on [0, 1]."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input_px: int
+    input_px: int  # pixels
+    stain: Reinhard | Macenko | None = None  # the reference whose colours each tile takes on
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+def measure_preprocessing(tiles_BHWC: NDArray[np.uint8], stain: StainMethod = "none") -> Preprocessing:
+    """Measures what a network's input needs on square training tiles, whose first 64 are the reference of the stain.
+
+    Raises DataError if a channel is the same everywhere, or the reference lacks tissue.
+    """
+    tiles = torch.from_numpy(tiles_BHWC)
+    reference = None if stain == "none" else measure_stain(to_unit(tiles[:_REFERENCE_TILES]), stain)
+    unit_NC = torch.cat([_pixels(normalise_stain(to_unit(part), reference)) for part in torch.split(tiles, _REFERENCE_TILES)])
+    mean, std = unit_NC.double().mean(dim=0).tolist(), unit_NC.double().std(dim=0).tolist()
+    if min(std) == 0:
+        raise DataError("a colour channel is the same in all training tiles; there is nothing to learn")
+    return Preprocessing(input_px=tiles.shape[1], stain=reference, mean=tuple(mean), std=tuple(std))
+
+
+def _pixels(tiles_BCHW: Tensor) -> Tensor:
+    return tiles_BCHW.permute(0, 2, 3, 1).reshape(-1, 3)
 
 
 def to_unit(tiles_BHWC: Tensor) -> Tensor:
@@ -39,17 +63,20 @@ def normalise(tiles_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 def to_input(tiles_BHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Turns uint8 tiles (B, H, W, 3) of the right size into the normalised float32 input (B, 3, H, W); no augmentation."""
-    return normalise(to_unit(tiles_BHWC), preprocessing)
+    return normalise(normalise_stain(to_unit(tiles_BHWC), preprocessing.stain), preprocessing)
 
 
 def augment(tiles_BCHW: Tensor, level: Augmentation, generator: torch.Generator) -> Tensor:
     """Augments square tiles on [0, 1]: ``d4`` turns and flips each at random, ``full`` also jitters stain and brightness.
 
-    The generator lives on the CPU, so that a seed means the same on every device.
+    ``strong`` instead jitters haematoxylin and eosin, by more, mixes colours within the batch, blurs and compresses. The
+    generator lives on the CPU, so that a seed means the same on every device.
     """
     if level == "none":
         return tiles_BCHW
     turned = random_d4(tiles_BCHW, generator)
+    if level == "strong":
+        return spoil_slightly(turned, generator)
     return turned if level == "d4" else jitter_stain(turned, generator)
 
 
@@ -78,6 +105,5 @@ def jitter_stain(tiles_BCHW: Tensor, generator: torch.Generator, strength: float
     size = (len(tiles_BCHW), 3, 1, 1)
     factor = 1 + strength * (2 * torch.rand(size, generator=generator) - 1)
     offset = shift * (2 * torch.rand(size, generator=generator) - 1)
-    density = -torch.log10(tiles_BCHW.clamp_min(_DARKEST))
-    jittered = density * factor.to(tiles_BCHW.device) + offset.to(tiles_BCHW.device)
-    return torch.pow(10.0, -jittered).clamp_(0.0, 1.0)
+    jittered = optical_density(tiles_BCHW) * factor.to(tiles_BCHW.device) + offset.to(tiles_BCHW.device)
+    return from_density(jittered)
