@@ -144,3 +144,11 @@ def test_what_is_undefined_is_nan_and_not_zero() -> None:
     assert np.isnan(metrics.precision(confusion)).tolist() == [False, True, True]
     assert np.isnan(metrics.f1(confusion)).tolist() == [False, False, True]
     assert np.isnan(metrics.balanced_accuracy(confusion))
+
+
+def test_a_mean_over_classes_bears_a_resample_that_lacks_one_but_not_a_split_that_does() -> None:
+    half = np.array([[0.9, np.nan, np.nan], [0.7, 0.8, np.nan], [0.8, 0.6, 0.5]])
+    found = metrics.mean_over_classes(list(half))
+    assert found[:2].tolist() == pytest.approx([0.8, 0.7])
+    assert np.isnan(found[2]), "one class of three is too few"
+    assert np.isnan(metrics.mean_over_classes([np.array([0.9]), np.array([np.nan])])[0])

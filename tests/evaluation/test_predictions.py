@@ -20,11 +20,18 @@ def made(**changes: Any) -> Predictions:
     return Predictions(**{**values, **changes})
 
 
-@pytest.mark.parametrize("patients", [None, np.array(["p1", "p1", "p2"])])
-def test_predictions_come_back_from_parquet_bit_by_bit(patients: Any) -> None:
-    before = made(patients=patients)
+ORIGINS = {
+    "slides": np.array(["s1", "s2", "s3"]),
+    "sites": np.array(["x", "unknown", "x"]),
+    "mpps": np.array([0.5, 0.5, np.nan]),
+}
+
+
+@pytest.mark.parametrize("origins", [{"patients": None}, ORIGINS])
+def test_predictions_come_back_from_parquet_bit_by_bit(origins: Any) -> None:
+    before = made(**origins)
     after = Predictions.from_parquet(before.to_parquet())
-    for name in ("tile_ids", "labels", "probabilities", "patients", "classes"):
+    for name in ("tile_ids", "labels", "probabilities", "patients", "classes", "slides", "sites", "scanners", "mpps"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
 
 
@@ -49,3 +56,13 @@ def test_what_cannot_be_predictions_is_refused_by_name(changes: dict[str, Any], 
 def test_an_empty_split_is_refused() -> None:
     with pytest.raises(DataError, match="no tiles"):
         made(tile_ids=np.array([]), labels=np.array([]), probabilities=np.zeros((0, 2)), patients=None)
+
+
+def test_chosen_rows_keep_what_is_known_of_them() -> None:
+    chosen = made(**ORIGINS).at(np.array([2, 0]))
+    assert chosen.tile_ids.tolist() == ["0c", "0a"]
+    assert chosen.patients is not None
+    assert chosen.patients.tolist() == ["p2", "p1"]
+    assert chosen.slides is not None
+    assert chosen.slides.tolist() == ["s3", "s1"]
+    assert chosen.scanners is None

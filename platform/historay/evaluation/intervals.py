@@ -1,30 +1,41 @@
-"""Percentile bootstrap over whole patients, since tiles of one patient resemble each other.
+"""Intervals by bootstrap over whole patients, since tiles of one patient resemble each other.
+
+Every figure here is a function of sums over tiles: a count of true positives, a histogram of probabilities. So the sums of
+each patient are taken once (a Tally), and all resamples are one product of matrices: how often each patient was drawn, times
+what it adds. Figures tallied together are drawn together, so that their differences are paired.
 
 Where patients are unknown single tiles are drawn, and the report says that such an interval is too narrow.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy.sparse
+import scipy.stats
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from historay.evaluation.metrics import Floats, Weights
+from historay.evaluation import metrics
+from historay.evaluation.metrics import Floats
 
 Unit = Literal["patient", "tile"]
-# (R, N) weights in, named results of the shape (R,) out.
-Statistic = Callable[[Weights], dict[str, Floats]]
+Named = dict[str, Floats]  # results of the shape (R,) by name
 
 LEVEL = 0.95
-# Weights of one chunk: 1 M integers of 8 bytes stay near the cache, and need not fit 2,000 x 1 M tiles in memory.
-_CHUNK_WEIGHTS = 1_000_000
+METHOD = "BCa bootstrap, expanded for few units (Efron 1987; Hesterberg 2015); percentile where BCa is undefined"
+# Random groups of independent units vary as the units do, and bound the work: 2,000 of them tell a variance to 3 %.
+MAX_GROUPS = 2000
+# Scores are told apart by 4,096 equal shares of the tiles; the AUC of a bootstrap draw moves by less than 1e-4 by that.
+_MAX_BINS = 4096
+_CHUNK_CELLS = 4_000_000  # 32 MB of sums at a time
 # An interval over the few resamples in which a metric happens to be defined would be of another quantity.
 _MIN_DEFINED = 0.95
 
 
 class Estimate(BaseModel):
-    """One figure with its 95 % interval; where ``value`` or the interval is null, ``reason`` says why."""
+    """One figure with its interval (95 % unless said); where ``value`` or the interval is null, ``reason`` says why."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
@@ -33,57 +44,259 @@ class Estimate(BaseModel):
     high: float | None
     reason: str | None = None
 
+    def in_words(self) -> str:
+        """``0.912 (0.905 to 0.919)``; what is undefined says so."""
+        if self.value is None:
+            return self.reason or "undefined"
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f} ({self.reason})"
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
-def clusters_of(patients: NDArray[np.str_] | None, num_tiles: int) -> tuple[NDArray[np.int64], Unit]:
-    """Returns each tile's cluster (N,) in 0..C-1 and its unit: the patient, or the tile itself where patients are unknown."""
-    if patients is None:
-        return np.arange(num_tiles), "tile"
-    return np.unique(patients, return_inverse=True)[1].astype(np.int64), "patient"
+
+@dataclass(frozen=True)
+class Units:
+    """What is drawn with replacement: each tile's group (N,), a patient, a tile, or a random group of such."""
+
+    group_N: NDArray[np.int64]
+    num_groups: int
+    unit: Unit
+    num_units: int
 
 
-def resample_weights(cluster_N: NDArray[np.int64], num_resamples: int, seed: int) -> Iterator[Weights]:
-    """Yields chunks (R, N) of tile weights; in each row as many clusters as there are were drawn with replacement.
+class Resampling(NamedTuple):
+    """What is drawn, how often, and from which seed: the arguments of ``estimate`` behind the tallies."""
 
-    The first rows do not change with the number of resamples, nor with the size of a chunk.
+    units: Units
+    num_resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What each group adds to some sums, and the figures that follow from them."""
+
+    sums_GD: Floats | scipy.sparse.csr_array
+    figures: Callable[[Floats], Named]  # (R, D) sums to named (R,) results, NaN where undefined
+    exact: Mapping[str, float] = field(default_factory=dict)  # on all tiles, for a figure whose sums are binned
+
+
+class Draws(NamedTuple):
+    """Named figures on all tiles (1,), on the resamples (R,), and with each group left out (G,)."""
+
+    point: Named
+    resampled: Named
+    left_out: Named
+    derived: frozenset[str]  # names of figures made of others, such as differences: 0 is no bound of theirs
+
+
+def units_of(patients: NDArray[np.str_] | None, num_tiles: int, seed: int) -> Units:
+    """Takes patients as units, or single tiles where they are unknown; more than 2,000 go into 2,000 random groups."""
+    unit: Unit = "tile" if patients is None else "patient"
+    of_tile = np.arange(num_tiles) if patients is None else np.unique(patients, return_inverse=True)[1]
+    num_units = int(of_tile.max()) + 1
+    if num_units <= MAX_GROUPS:
+        return Units(of_tile.astype(np.int64), num_units, unit, num_units)
+    group_of_unit = np.random.default_rng([seed, num_units]).permutation(num_units) % MAX_GROUPS
+    return Units(group_of_unit[of_tile].astype(np.int64), MAX_GROUPS, unit, num_units)
+
+
+def ranking_tally(
+    positive_N: NDArray[np.bool_],
+    score_N: Floats,
+    units: Units,
+    subset_N: NDArray[np.bool_] | None = None,
+    *,
+    auc: str | None = None,
+    precision: str | None = None,
+) -> Tally:
+    """Tallies ROC-AUC under the name ``auc`` and average precision under ``precision``, of the tiles in the subset."""
+    kept = np.ones(len(score_N), dtype=bool) if subset_N is None else subset_N
+    positive, score, group = positive_N[kept], score_N[kept], units.group_N[kept]
+    wanted = [
+        (name, metric, of_histogram)
+        for name, metric, of_histogram in (
+            (auc, metrics.roc_auc, metrics.roc_auc_of_counts),
+            (precision, metrics.average_precision, metrics.average_precision_of_counts),
+        )
+        if name is not None
+    ]
+    bin_N, num_bins = _bins(score)
+    cell_N = bin_N + num_bins * ~positive  # positives first
+    sums = _counts(group, cell_N, units.num_groups, 2 * num_bins)
+
+    def figures(sums_RD: Floats) -> Named:
+        halves = sums_RD[:, :num_bins], sums_RD[:, num_bins:]
+        return {name: of_histogram(*halves) for name, _, of_histogram in wanted}
+
+    binned, ones = num_bins < len(np.unique(score)), np.ones(len(score), dtype=np.int64)
+    return Tally(sums, figures, {name: float(metric(positive, score, ones)) for name, metric, _ in wanted} if binned else {})
+
+
+def auc_tally(
+    name: str, positive_N: NDArray[np.bool_], score_N: Floats, units: Units, subset_N: NDArray[np.bool_] | None = None
+) -> Tally:
+    """Tallies the ROC-AUC of the tiles in the subset."""
+    return ranking_tally(positive_N, score_N, units, subset_N, auc=name)
+
+
+def mean_tally(
+    name: str, value_N: NDArray[np.bool_] | Floats, units: Units, subset_N: NDArray[np.bool_] | None = None
+) -> Tally:
+    """Tallies the mean of a value over the tiles in the subset, e.g. accuracy where the value is ``predicted == label``."""
+    weight_N = np.ones(len(value_N)) if subset_N is None else subset_N.astype(np.float64)
+    sums = group_sums(np.column_stack([weight_N * value_N, weight_N]), units)
+    return Tally(sums, lambda sums_R2: {name: metrics.ratio(sums_R2[:, 0], sums_R2[:, 1])})
+
+
+def group_sums(value_ND: Floats, units: Units) -> Floats:
+    """Sums each column over the tiles of each group: (G, D)."""
+    columns = [np.bincount(units.group_N, weights=column, minlength=units.num_groups) for column in value_ND.T]
+    return np.column_stack(columns)
+
+
+def cell_counts(cell_N: NDArray[np.int64], num_cells: int, units: Units) -> scipy.sparse.csr_array:
+    """Counts the tiles of each group by cell, e.g. of a confusion matrix: (G, num_cells)."""
+    return _counts(units.group_N, cell_N, units.num_groups, num_cells)
+
+
+def estimate(  # noqa: PLR0913 the last two are rarely given
+    tallies: Sequence[Tally],
+    units: Units,
+    num_resamples: int,
+    seed: int,
+    derive: Callable[[Named], Named] | None = None,
+    *,
+    undefined: str = "",
+    level: float = LEVEL,
+) -> dict[str, Estimate]:
+    """Computes every named figure on all tiles with its interval over the resamples.
+
+    ``derive`` turns named results into further ones, such as differences on the same draws. ``undefined`` is the reason to
+    state for a figure that is NaN. A figure at 0 or 1 in every draw gets Wilson's bound over the units: a bootstrap cannot
+    see what it never drew.
     """
+    return intervals_of(draw(tallies, units, num_resamples, seed, derive), units, undefined=undefined, level=level)
+
+
+def intervals_of(drawn: Draws, units: Units, *, undefined: str = "", level: float = LEVEL) -> dict[str, Estimate]:
+    """Joins each drawn figure to an Estimate; see ``estimate``."""
+    points = {name: float(value[0]) for name, value in drawn.point.items()}
+    if units.num_groups < 2:
+        reason = f"no interval: a single {units.unit} cannot be resampled"
+        return {name: _without_interval(value, undefined if np.isnan(value) else reason) for name, value in points.items()}
+    return {
+        name: _at_bound(value, units, level)
+        if name not in drawn.derived and value in {0.0, 1.0} and (drawn.resampled[name] == value).all()
+        else _interval(value, drawn.resampled[name], drawn.left_out[name], units, level, undefined)
+        for name, value in points.items()
+    }
+
+
+def draw(
+    tallies: Sequence[Tally],
+    units: Units,
+    num_resamples: int,
+    seed: int,
+    derive: Callable[[Named], Named] | None = None,
+) -> Draws:
+    """Computes every figure on all tiles, on each resample, and with each group left out."""
+    parts = []
+    for tally in tallies:
+        point, resampled, left_out = (_joined(tally, rows) for rows in _all_sums(tally, units, num_resamples, seed))
+        shift = {name: value - point[name] for name, value in tally.exact.items()}
+        parts.append([{k: v + shift.get(k, 0.0) for k, v in named.items()} for named in (point, resampled, left_out)])
+    merged: list[Named] = [{k: v for part in parts for k, v in part[kind].items()} for kind in range(3)]
+    further: list[Named] = [derive(named) if derive else {} for named in merged]
+    point, resampled, left_out = (named | more for named, more in zip(merged, further, strict=True))
+    return Draws(point, resampled, left_out, frozenset(further[0]))
+
+
+def resample_weights(units: Units, num_resamples: int, seed: int, rows: int) -> Iterator[Floats]:
+    """Yields chunks (rows, G): how often each group was drawn; the first draws are the same for any number and chunk."""
     generator = np.random.default_rng(seed)
-    num_clusters = int(cluster_N.max()) + 1
-    by_tile = num_clusters == len(cluster_N) and bool((cluster_N == np.arange(num_clusters)).all())
-    rows = max(1, _CHUNK_WEIGHTS // len(cluster_N))
+    num = units.num_groups
     for first in range(0, num_resamples, rows):
         num_rows = min(rows, num_resamples - first)
-        drawn = generator.integers(num_clusters, size=(num_rows, num_clusters))
-        drawn += np.arange(num_rows)[:, None] * num_clusters
-        counts = np.bincount(drawn.ravel(), minlength=num_rows * num_clusters).reshape(num_rows, num_clusters)
-        yield counts if by_tile else counts[:, cluster_N]
+        drawn = generator.integers(num, size=(num_rows, num)) + np.arange(num_rows)[:, None] * num
+        yield np.bincount(drawn.ravel(), minlength=num_rows * num).reshape(num_rows, num).astype(np.float64)
 
 
-def estimate(
-    statistic: Statistic, cluster_N: NDArray[np.int64], num_resamples: int, seed: int, undefined: str
-) -> dict[str, Estimate]:
-    """Computes every named result on the tiles as they are, and its percentile interval over the resamples.
-
-    ``undefined`` is the reason to state for a result that is NaN.
-    """
-    points = {name: float(value[0]) for name, value in statistic(np.ones((1, len(cluster_N)), dtype=np.int64)).items()}
-    if cluster_N.max() < 1:
-        reason = "no interval: a single patient or tile cannot be resampled"
-        return {name: _without_interval(value, undefined if np.isnan(value) else reason) for name, value in points.items()}
-    chunks = [statistic(weights) for weights in resample_weights(cluster_N, num_resamples, seed)]
-    draws = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in points}
-    return {name: interval(value, draws[name], undefined) for name, value in points.items()}
+def wilson(num_successes: float, num_trials: float, level: float = LEVEL) -> tuple[float, float]:
+    """Returns Wilson's interval (1927) of a proportion; (0, 1) without trials. Trials are taken as independent."""
+    if num_trials <= 0:
+        return 0.0, 1.0
+    z = float(scipy.stats.norm.ppf((1 + level) / 2))
+    share, spread = num_successes / num_trials, z * z / num_trials
+    half = z * np.sqrt(share * (1 - share) / num_trials + spread / (4 * num_trials))
+    low, high = (share + spread / 2 - half) / (1 + spread), (share + spread / 2 + half) / (1 + spread)
+    return float(max(low, 0.0)), float(min(high, 1.0))
 
 
-def interval(value: float, draws: Floats, undefined: str) -> Estimate:
-    """Joins a value and its bootstrap draws (R,), NaN where undefined, to an Estimate."""
+def _bins(score_N: Floats) -> tuple[NDArray[np.int64], int]:
+    """Numbers the scores by descending value: one bin a distinct score, or 4,096 bins of equal share where there are more."""
+    distinct, of_score, count = np.unique(-score_N, return_inverse=True, return_counts=True)
+    if len(distinct) <= _MAX_BINS:
+        return of_score.astype(np.int64), max(len(distinct), 1)
+    middle = np.cumsum(count) - (count + 1) / 2
+    return (middle * _MAX_BINS / len(score_N)).astype(np.int64)[of_score], _MAX_BINS
+
+
+def _counts(group_N: NDArray[np.int64], cell_N: NDArray[np.int64], num_groups: int, num_cells: int) -> scipy.sparse.csr_array:
+    ones = np.ones(len(cell_N))
+    return scipy.sparse.csr_array((ones, (group_N, cell_N)), shape=(num_groups, num_cells))
+
+
+def _all_sums(tally: Tally, units: Units, num_resamples: int, seed: int) -> tuple[Iterator[Floats], ...]:
+    """Chunks of sums (rows, D): of all tiles, of the resamples, and with each group left out."""
+    sums, num_cells = tally.sums_GD, tally.sums_GD.shape[1]
+    total = np.asarray(sums.sum(axis=0)).reshape(1, -1)
+    rows = max(1, _CHUNK_CELLS // max(num_cells, units.num_groups))
+    resampled = (np.asarray(weights @ sums) for weights in resample_weights(units, num_resamples, seed, rows))
+    return iter([total]), resampled, (total - _dense(sums[start : start + rows]) for start in range(0, units.num_groups, rows))
+
+
+def _dense(part: Floats | scipy.sparse.csr_array) -> Floats:
+    return np.asarray(part.toarray() if scipy.sparse.issparse(part) else part)
+
+
+def _joined(tally: Tally, chunks: Iterator[Floats]) -> Named:
+    found = [tally.figures(sums_RD) for sums_RD in chunks]
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+def _interval(value: float, draws: Floats, left_out: Floats, units: Units, level: float, undefined: str) -> Estimate:
+    """Joins a value, its draws (R,) and its jackknife values (G,), NaN where undefined, to an Estimate."""
     if np.isnan(value):
         return _without_interval(value, undefined)
     defined = draws[~np.isnan(draws)]
     if not len(defined) or len(defined) < _MIN_DEFINED * len(draws):
         reason = f"no interval: defined in only {len(defined)} of {len(draws)} resamples; a class has too few patients or tiles"
         return _without_interval(value, reason)
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(defined, _bca_levels(value, defined, left_out, units, level))
     return Estimate(value=value, low=float(low), high=float(high))
+
+
+def _at_bound(value: float, units: Units, level: float) -> Estimate:
+    low, high = wilson(value * units.num_units, units.num_units, level)
+    return Estimate(value=value, low=low, high=high, reason=f"Wilson's bound over {units.num_units} {units.unit}s")
+
+
+def _bca_levels(value: float, draws: Floats, left_out: Floats, units: Units, level: float) -> Floats:
+    """Which quantiles of the draws bound the interval: corrected for bias and acceleration, wider for few units."""
+    num = units.num_groups
+    # A normal quantile that leaves out as much as Student's t does, times the bootstrap's missing n / (n - 1).
+    reach = np.sqrt(num / (num - 1)) * scipy.stats.t.ppf((1 + level) / 2, num - 1)
+    plain = scipy.stats.norm.cdf([-reach, reach])
+    below = (np.mean(draws < value) + np.mean(draws <= value)) / 2
+    distance = left_out.mean() - left_out
+    spread = np.sum(distance**2)
+    if not 0 < below < 1 or not np.isfinite(spread) or spread == 0:
+        return np.asarray(plain)
+    bias = scipy.stats.norm.ppf(below)
+    acceleration = np.sum(distance**3) / (6 * spread**1.5)
+    shifted = bias + np.array([-reach, reach])
+    corrected = scipy.stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))
+    return np.asarray(corrected)
 
 
 def _without_interval(value: float, reason: str) -> Estimate:

@@ -1,18 +1,32 @@
-"""Every figure of a report, with its interval, from predictions on the test split; pure arithmetic."""
+"""Every figure of the headline, with its interval, from predictions on the test split; pure arithmetic."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from historay.evaluation import metrics
-from historay.evaluation.intervals import Estimate, Unit, clusters_of, estimate
-from historay.evaluation.metrics import Floats, Weights
-from historay.evaluation.operating_point import OperatingPoint, decide
+from historay.evaluation.delong import auc_by_delong
+from historay.evaluation.intervals import (
+    Estimate,
+    Named,
+    Tally,
+    Unit,
+    Units,
+    cell_counts,
+    estimate,
+    ranking_tally,
+    units_of,
+    wilson,
+)
+from historay.evaluation.metrics import Floats
+from historay.evaluation.operating_point import OperatingPoint, decide, effective_number
 from historay.evaluation.predictions import Predictions
 
 _BY_CLASS = "class:"  # prefix of the figures of one class: class:<index>:<metric>
+_SHORTCUT = "shortcut:"  # of a shortcut's ROC-AUC
+_GAIN = "gain:"  # of the model's ROC-AUC less a shortcut's
 
 
 @dataclass(frozen=True)
@@ -21,8 +35,9 @@ class Judgement:
 
     headline: dict[str, Estimate]
     by_class: dict[str, dict[str, Estimate]]  # by class name, then metric
-    colour_only: Estimate  # ROC-AUC of the colour baseline on the same tiles
-    gain_over_colour: Estimate  # difference in ROC-AUC on the same resamples (paired)
+    shortcuts: dict[str, Estimate]  # ROC-AUC of each shortcut on the same tiles
+    gains: dict[str, Estimate]  # the model's ROC-AUC less each shortcut's, on the same resamples (paired)
+    checks: dict[str, Estimate]  # some of the headline again, without a bootstrap
     confusion: NDArray[np.int64]  # (K, K), rows are the true classes
     predicted: NDArray[np.int64]  # (N,)
     unit: Unit
@@ -30,39 +45,71 @@ class Judgement:
 
 
 def judge(
-    predictions: Predictions, point: OperatingPoint | None, colour_NK: Floats, num_resamples: int, seed: int
+    predictions: Predictions,
+    point: OperatingPoint | None,
+    shortcuts: Mapping[str, Floats],
+    num_resamples: int,
+    seed: int,
+    further: Sequence[Tally] = (),
 ) -> Judgement:
     """Computes all figures on the tiles and on ``num_resamples`` resamples of patients (of tiles, if one is unknown).
 
-    ``colour_NK`` are the colour baseline's probabilities of the same tiles in the same order.
+    ``shortcuts`` are the probabilities (N, K) of baselines on the same tiles in the same order, by name; the figures of
+    ``further`` tallies over the same units join the headline.
     """
     labels, classes = predictions.labels, predictions.classes
     predicted = decide(predictions.probabilities, classes, point)
-    cluster_N, unit = clusters_of(predictions.patients, len(labels))
+    units = units_of(predictions.patients, len(labels), seed)
+    tallies = [*tallies_of(predictions, predicted, point, units), *further]
+    for name, probability_NK in shortcuts.items():
+        tallies += _one_against_rest(labels, probability_NK, chosen_classes(classes, point), units, f"{_SHORTCUT}{name}:")
 
-    def statistic(weights: Weights) -> dict[str, Floats]:
-        confusion = metrics.confusion_matrix(labels, predicted, len(classes), weights)
-        figures = _of_decisions(confusion, classes, point) | _of_ranking(predictions, point, weights)
-        figures["colour_only"] = _ranked(labels, colour_NK, classes, point, weights, metrics.roc_auc)
-        figures["gain_over_colour"] = figures["roc_auc"] - figures["colour_only"]
-        return figures
+    def derive(named: Named) -> Named:
+        found = macro_means(named, len(classes), point)
+        for name in shortcuts:
+            chosen = chosen_classes(classes, point)
+            found[f"{_SHORTCUT}{name}"] = metrics.mean_over_classes([named[f"{_SHORTCUT}{name}:{k}:roc_auc"] for k in chosen])
+            found[f"{_GAIN}{name}"] = (named | found)["roc_auc"] - found[f"{_SHORTCUT}{name}"]
+        return found
 
     confusion = metrics.confusion_matrix(labels, predicted, len(classes), np.ones(len(labels), dtype=np.int64))
-    estimates = estimate(statistic, cluster_N, num_resamples, seed, why_undefined(confusion, classes))
-    by_class: dict[str, dict[str, Estimate]] = {name: {} for name in classes}
-    for key in [key for key in estimates if key.startswith(_BY_CLASS)]:
-        _, index, metric = key.split(":")
-        by_class[classes[int(index)]][metric] = estimates.pop(key)
+    estimates = estimate(tallies, units, num_resamples, seed, derive, undefined=why_undefined(confusion, classes))
     return Judgement(
-        colour_only=estimates.pop("colour_only"),
-        gain_over_colour=estimates.pop("gain_over_colour"),
-        headline=estimates,
-        by_class=by_class,
+        headline={name: found for name, found in estimates.items() if ":" not in name},
+        by_class={name: _below(estimates, f"{_BY_CLASS}{k}:") for k, name in enumerate(classes)},
+        shortcuts={name: estimates[f"{_SHORTCUT}{name}"] for name in shortcuts},
+        gains={name: estimates[f"{_GAIN}{name}"] for name in shortcuts},
+        checks=_checks(predictions, predicted, point, units),
         confusion=confusion,
         predicted=predicted,
-        unit=unit,
-        num_units=int(cluster_N.max()) + 1,
+        unit=units.unit,
+        num_units=units.num_units,
     )
+
+
+def tallies_of(
+    predictions: Predictions, predicted: NDArray[np.int64], point: OperatingPoint | None, units: Units
+) -> list[Tally]:
+    """Returns the tallies of every figure of a model, to be completed by ``macro_means``."""
+    return [
+        _decisions(predictions.labels, predicted, predictions.classes, point, units),
+        *_rankings(predictions, point, units),
+    ]
+
+
+def macro_means(named: Named, num_classes: int, point: OperatingPoint | None) -> Named:
+    """Returns the mean over the classes of each figure without a threshold; nothing where a positive class has its own."""
+    if point is not None:
+        return {}
+    return {
+        name: metrics.mean_over_classes([named[f"{_BY_CLASS}{k}:{name}"] for k in range(num_classes)])
+        for name in ("roc_auc", "average_precision")
+    }
+
+
+def chosen_classes(classes: tuple[str, ...], point: OperatingPoint | None) -> list[int]:
+    """Returns the classes whose ranking counts: the positive one, or each against the rest."""
+    return list(range(len(classes))) if point is None else [classes.index(point.positive_class)]
 
 
 def why_undefined(confusion: NDArray[np.int64], classes: tuple[str, ...]) -> str:
@@ -74,42 +121,89 @@ def why_undefined(confusion: NDArray[np.int64], classes: tuple[str, ...]) -> str
     return "undefined: " + " and ".join(reasons) if reasons else ""
 
 
-def _of_decisions(confusion: NDArray[np.int64], classes: tuple[str, ...], point: OperatingPoint | None) -> dict[str, Floats]:
-    """Figures of the classes as named, from (R, K, K) confusion matrices."""
-    by_class = {"precision": metrics.precision(confusion), "recall": metrics.recall(confusion), "f1": metrics.f1(confusion)}
-    figures = {"accuracy": metrics.accuracy(confusion), "balanced_accuracy": metrics.balanced_accuracy(confusion)}
-    if point is not None:
-        positive = classes.index(point.positive_class)
-        figures["sensitivity"] = by_class["recall"][:, positive]
-        figures["specificity"] = by_class["recall"][:, 1 - positive]
-    figures |= {f"macro_{name}": values.mean(axis=-1) for name, values in by_class.items()}
-    for k in range(len(classes)):
-        figures |= {f"{_BY_CLASS}{k}:{name}": values[:, k] for name, values in by_class.items()}
-    return figures
-
-
-def _of_ranking(predictions: Predictions, point: OperatingPoint | None, weights: Weights) -> dict[str, Floats]:
-    """Figures without a threshold: of the positive class, or of each class against the rest and their mean."""
-    labels, probability, classes = predictions.labels, predictions.probabilities, predictions.classes
-    figures: dict[str, Floats] = {}
-    for name, metric in (("roc_auc", metrics.roc_auc), ("average_precision", metrics.average_precision)):
-        if point is not None:
-            figures[name] = _ranked(labels, probability, classes, point, weights, metric)
-            continue
-        by_class = [metric(labels == k, probability[:, k], weights) for k in range(len(classes))]
-        figures |= {f"{_BY_CLASS}{k}:{name}": values for k, values in enumerate(by_class)}
-        figures[name] = np.asarray(np.mean(by_class, axis=0))
-    return figures
-
-
-def _ranked(
+def _decisions(
     labels: NDArray[np.int64],
-    probability_NK: Floats,
+    predicted: NDArray[np.int64],
     classes: tuple[str, ...],
     point: OperatingPoint | None,
-    weights: Weights,
-    metric: Callable[[NDArray[np.bool_], Floats, Weights], Floats],
-) -> Floats:
-    """The metric of the positive class, or its mean over each class against the rest."""
-    chosen = range(len(classes)) if point is None else [classes.index(point.positive_class)]
-    return np.asarray(np.mean([metric(labels == k, probability_NK[:, k], weights) for k in chosen], axis=0))
+    units: Units,
+) -> Tally:
+    """Figures of the classes as named, from the cells of the confusion matrix."""
+    num = len(classes)
+
+    def figures(sums_RD: Floats) -> Named:
+        confusion = sums_RD.reshape(-1, num, num)
+        by_class = {
+            "precision": metrics.precision(confusion),
+            "recall": metrics.recall(confusion),
+            "f1": metrics.f1(confusion),
+        }
+        found = {"accuracy": metrics.accuracy(confusion), "balanced_accuracy": metrics.balanced_accuracy(confusion)}
+        if point is not None:
+            positive = classes.index(point.positive_class)
+            found["sensitivity"] = by_class["recall"][:, positive]
+            found["specificity"] = by_class["recall"][:, 1 - positive]
+        found |= {f"macro_{name}": values.mean(axis=-1) for name, values in by_class.items()}
+        return found | {f"{_BY_CLASS}{k}:{name}": values[:, k] for k in range(num) for name, values in by_class.items()}
+
+    return Tally(cell_counts(labels * num + predicted, num * num, units), figures)
+
+
+def _rankings(predictions: Predictions, point: OperatingPoint | None, units: Units) -> list[Tally]:
+    """Figures without a threshold: of the positive class, or of each class against the rest."""
+    labels, probability_NK, classes = predictions.labels, predictions.probabilities, predictions.classes
+    if point is None:
+        return _one_against_rest(labels, probability_NK, chosen_classes(classes, point), units, _BY_CLASS, precision=True)
+    k = classes.index(point.positive_class)
+    return [ranking_tally(labels == k, probability_NK[:, k], units, auc="roc_auc", precision="average_precision")]
+
+
+def _one_against_rest(
+    labels: NDArray[np.int64],
+    probability_NK: Floats,
+    chosen: list[int],
+    units: Units,
+    prefix: str,
+    *,
+    precision: bool = False,
+) -> list[Tally]:
+    return [
+        ranking_tally(
+            labels == k,
+            probability_NK[:, k],
+            units,
+            auc=f"{prefix}{k}:roc_auc",
+            precision=f"{prefix}{k}:average_precision" if precision else None,
+        )
+        for k in chosen
+    ]
+
+
+def _below(estimates: dict[str, Estimate], prefix: str) -> dict[str, Estimate]:
+    return {name.removeprefix(prefix): found for name, found in estimates.items() if name.startswith(prefix)}
+
+
+def _checks(
+    predictions: Predictions, predicted: NDArray[np.int64], point: OperatingPoint | None, units: Units
+) -> dict[str, Estimate]:
+    """Closed forms beside the bootstrap: Wilson with the effective number of tiles, DeLong or Obuchowski for the AUC."""
+    labels = predictions.labels
+    found = {"accuracy": wilson_of_clusters(predicted == labels, units)}
+    if point is not None:
+        k = predictions.classes.index(point.positive_class)
+        group_N = None if units.unit == "tile" else units.group_N
+        found["roc_auc"] = auc_by_delong(labels == k, predictions.probabilities[:, k], group_N)
+        found["sensitivity"] = wilson_of_clusters(predicted == labels, units, labels == k)
+        found["specificity"] = wilson_of_clusters(predicted == labels, units, labels != k)
+    return found
+
+
+def wilson_of_clusters(right_N: NDArray[np.bool_], units: Units, subset_N: NDArray[np.bool_] | None = None) -> Estimate:
+    """Returns a proportion with Wilson's interval over the effective number of tiles: fewer, where those of a patient agree."""
+    kept = np.ones(len(right_N), dtype=bool) if subset_N is None else subset_N
+    right_n = right_N[kept]
+    if not len(right_n):
+        return Estimate(value=None, low=None, high=None, reason="no such tiles")
+    share, effective = float(right_n.mean()), effective_number(right_n, units.group_N[kept])
+    low, high = wilson(share * effective, effective)
+    return Estimate(value=share, low=low, high=high)

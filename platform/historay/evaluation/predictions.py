@@ -2,7 +2,8 @@
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,8 @@ from historay.errors import DataError
 
 # float32 softmax over K classes is off by less than 1e-6; what is off by more was never normalised.
 _SUM_TOLERANCE = 1e-6
+UNKNOWN = "unknown"  # the site or scanner of a tile that has none, where others have
+_ORIGINS = ("patients", "slides", "sites", "scanners")
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class Predictions:
     probabilities: NDArray[np.float64]  # (N, K), rows sum to 1
     patients: NDArray[np.str_] | None  # (N,); None: at least one tile's patient is unknown
     classes: tuple[str, ...]
+    slides: NDArray[np.str_] | None = None  # (N,); None: at least one tile's slide is unknown
+    sites: NDArray[np.str_] | None = None  # (N,), "unknown" where it is; None: of every tile
+    scanners: NDArray[np.str_] | None = None  # likewise
+    mpps: NDArray[np.float64] | None = None  # (N,) micrometres per pixel, NaN where unknown; None: of every tile
 
     def __post_init__(self) -> None:
         num, num_classes = len(self.tile_ids), len(self.classes)
@@ -34,8 +41,10 @@ class Predictions:
                 f"{num} tile ids and {num_classes} classes, but labels have the shape {self.labels.shape} "
                 f"and probabilities {self.probabilities.shape}; expected ({num},) and ({num}, {num_classes})"
             )
-        if self.patients is not None and self.patients.shape != (num,):
-            raise DataError(f"{num} tile ids, but patients have the shape {self.patients.shape}; expected ({num},)")
+        for name in (*_ORIGINS, "mpps"):
+            values = getattr(self, name)
+            if values is not None and values.shape != (num,):
+                raise DataError(f"{num} tile ids, but {name} have the shape {values.shape}; expected ({num},)")
         if len(np.unique(self.tile_ids)) != num:
             raise DataError(f"{num - len(np.unique(self.tile_ids))} tile ids stand twice; predict each tile once")
         self._check_values()
@@ -54,14 +63,26 @@ class Predictions:
                 f"(so are {int(wrong.sum())} of {len(wrong)} rows); a NaN means that training diverged"
             )
 
+    def at(self, row_M: NDArray[np.int64] | NDArray[np.bool_]) -> "Predictions":
+        """Returns the chosen rows, in the order given."""
+        chosen: dict[str, Any] = {name: value[row_M] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, **chosen)
+
+    def with_probabilities(self, probability_NK: NDArray[np.float64]) -> "Predictions":
+        """Returns the same tiles with other probabilities, e.g. calibrated ones."""
+        return replace(self, probabilities=probability_NK)
+
     def to_parquet(self) -> bytes:
-        """Encodes as Parquet: tile_id, label, patient and one column ``p<k>`` a class; the classes in the metadata."""
+        """Encodes as Parquet: tile_id, label, origins and one column ``p<k>`` a class; the classes in the metadata."""
         num = len(self.tile_ids)
         columns: dict[str, pa.Array] = {
             "tile_id": pa.array(self.tile_ids.tolist(), pa.string()),
             "label": pa.array(self.labels, pa.int64()),
-            "patient": pa.nulls(num, pa.string()) if self.patients is None else pa.array(self.patients.tolist(), pa.string()),
         }
+        for name in _ORIGINS:
+            values = getattr(self, name)
+            columns[name[:-1]] = pa.nulls(num, pa.string()) if values is None else pa.array(values.tolist(), pa.string())
+        columns["mpp"] = pa.nulls(num, pa.float64()) if self.mpps is None else pa.array(self.mpps, pa.float64())
         columns |= {f"p{k}": pa.array(self.probabilities[:, k]) for k in range(len(self.classes))}
         buffer = io.BytesIO()
         pq.write_table(pa.table(columns).replace_schema_metadata({"classes": json.dumps(self.classes)}), buffer)
@@ -75,11 +96,16 @@ class Predictions:
         if b"classes" not in metadata:
             raise DataError(f"not a predictions file: no classes in its metadata, columns are {table.column_names}")
         classes = tuple(json.loads(metadata[b"classes"]))
-        patient = table["patient"]
+        origins = {name: _known(table[name[:-1]]) for name in _ORIGINS}
         return cls(
             tile_ids=np.array(table["tile_id"].to_pylist(), dtype=np.str_),
             labels=table["label"].to_numpy(),
             probabilities=np.column_stack([table[f"p{k}"].to_numpy() for k in range(len(classes))]),
-            patients=None if patient.null_count else np.array(patient.to_pylist(), dtype=np.str_),
             classes=classes,
+            mpps=None if table["mpp"].null_count else table["mpp"].to_numpy(),
+            **origins,
         )
+
+
+def _known(column: pa.ChunkedArray) -> NDArray[np.str_] | None:
+    return None if column.null_count else np.array(column.to_pylist(), dtype=np.str_)

@@ -1,228 +1,285 @@
-"""The report: what is known of a model on one test split, as report.json and as one HTML page that loads nothing."""
+"""The report: all that is known of a model on one test split, as report.json. ``page`` renders it."""
 
-import base64
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Literal
 
-import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from historay.data.decode import encode_png
-from historay.evaluation import plots
-from historay.evaluation.intervals import LEVEL, Estimate, Unit
-from historay.evaluation.judgement import Judgement
+from historay.evaluation.assessment import Assessment
+from historay.evaluation.checklist import Facts, Row, fill
+from historay.evaluation.flow import Flow
+from historay.evaluation.intervals import LEVEL, METHOD, Estimate, Unit
 from historay.evaluation.operating_point import OperatingPoint
-from historay.evaluation.predictions import Predictions
+from historay.evaluation.robustness import Robustness
+from historay.evaluation.sections import AbstentionSection, CalibrationSection, DecisionSection, PooledSection, ShortcutSection
+from historay.evaluation.slices import SliceSearch
+from historay.evaluation.subgroups import SubgroupColumn, SubgroupJudgement
 
 DISCLAIMER = "Research software: not a medical device. Not for diagnosis, nor for any decision about a patient."
-NUM_EXAMPLES = 24
-
-TITLES = {
-    "roc_auc": "ROC-AUC",
-    "average_precision": "Average precision",
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced accuracy (macro recall)",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "macro_precision": "Macro precision",
-    "macro_recall": "Macro recall",
-    "macro_f1": "Macro F1",
-    "precision": "Precision",
-    "recall": "Recall",
-    "f1": "F1",
-}
-_SHOWN_ONCE = {"macro_recall"}  # equal to balanced accuracy by definition; both names stay in report.json
+FORMAT = 2
+_FEW_UNITS = 10
 
 
-class IntervalMethod(BaseModel):
-    """How the intervals were made."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+
+class IntervalMethod(_Part):
+    """How the intervals were made."""
+
     level: float = LEVEL
-    method: str = "percentile bootstrap"
+    method: str = METHOD
     unit: Unit  # what was drawn with replacement
     num_units: int
     num_resamples: int
     seed: int
 
 
-class Provenance(BaseModel):
+class Provenance(_Part):
     """Where the figures come from: everything needed to make them again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str  # name; the version is a digest over this very report, so it cannot stand in it
     run: str
     architecture: str
+    num_parameters: int
+    weights_sha256: str
     dataset: str  # name@version
     dataset_digest: str
     accepted_leaks: tuple[str, ...]
+    leaks: tuple[str, ...]  # what the leak check found, in words
     seed: int
-    historay: str
+    num_epochs: int
+    num_steps: int | None
+    num_workers: int
+    training_seconds: float
+    settings: dict[str, str]  # of the training run, as a reader needs them
+    input_px: int
+    mpp: float | None  # of the training tiles
+    machine: str
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()  # what whoever asked for the evaluation wants said, e.g. how many candidates were compared
 
 
-class Report(BaseModel):
+class Finding(_Part):
+    """Something that a reader must not miss."""
+
+    level: Literal["alarm", "caution", "note"]
+    text: str
+
+
+class Report(_Part):
     """The content of report.json. No figure is NaN: it is null, with the reason beside it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int = 1
+    format: int = FORMAT
     disclaimer: str = DISCLAIMER
     provenance: Provenance
-    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    flow: Flow
     classes: tuple[str, ...]
     operating_point: OperatingPoint | None  # None: more than two classes, the most probable is named
     num_tiles: dict[str, int]  # test tiles by class
     headline: dict[str, Estimate]
+    checks: dict[str, Estimate]  # some of the headline without a bootstrap: DeLong or Obuchowski, Wilson
     by_class: dict[str, dict[str, Estimate]]
     confusion: list[list[int]]  # rows are the true classes
-    colour_only: Estimate  # ROC-AUC of a linear model on colour histograms, same tiles
-    gain_over_colour: Estimate
+    pooled: tuple[PooledSection, ...]  # by slide and by patient, where they are known
+    shortcuts: ShortcutSection
+    calibration: CalibrationSection
+    decision: DecisionSection | None  # None: more than two classes
+    abstention: AbstentionSection
+    subgroups: SubgroupJudgement
+    slices: SliceSearch
+    robustness: Robustness | None  # None: not asked for
     intervals: IntervalMethod
+    checklist: tuple[Row, ...]
 
 
 def make_report(
+    assessment: Assessment,
     provenance: Provenance,
-    predictions: Predictions,
-    judgement: Judgement,
-    point: OperatingPoint | None,
-    intervals: IntervalMethod,
-    notes: tuple[str, ...],
+    flow: Flow,
+    confounds: Iterable[str],
+    robustness: Robustness | None,
 ) -> Report:
-    """Puts the figures together with every warning that they call for; ``notes`` are warnings about the data set."""
+    """Puts everything together with the findings that it calls for; ``confounds`` are the data set's, in words."""
+    judgement, test = assessment.judgement, assessment.test
     counts = judgement.confusion.sum(axis=1)
-    return Report(
+    report = Report(
         provenance=provenance,
-        warnings=_warnings(provenance, judgement) + notes,
-        classes=predictions.classes,
-        operating_point=point,
-        num_tiles={name: int(count) for name, count in zip(predictions.classes, counts, strict=True)},
+        findings=find(assessment, provenance, confounds, robustness),
+        flow=flow,
+        classes=test.classes,
+        operating_point=assessment.chosen.point,
+        num_tiles={name: int(count) for name, count in zip(test.classes, counts, strict=True)},
         headline=judgement.headline,
+        checks=judgement.checks,
         by_class=judgement.by_class,
         confusion=judgement.confusion.tolist(),
-        colour_only=judgement.colour_only,
-        gain_over_colour=judgement.gain_over_colour,
-        intervals=intervals,
+        pooled=assessment.pooled,
+        shortcuts=assessment.shortcuts,
+        calibration=assessment.calibration,
+        decision=assessment.decision,
+        abstention=assessment.abstention,
+        subgroups=assessment.subgroups,
+        slices=assessment.slices,
+        robustness=robustness,
+        intervals=IntervalMethod(
+            unit=judgement.unit,
+            num_units=judgement.num_units,
+            num_resamples=assessment.num_resamples,
+            seed=assessment.seed,
+        ),
+        checklist=(),
     )
+    return report.model_copy(update={"checklist": fill(facts_of(report))})
 
 
-def _warnings(provenance: Provenance, judgement: Judgement) -> tuple[str, ...]:
-    found = []
+def find(
+    assessment: Assessment, provenance: Provenance, confounds: Iterable[str], robustness: Robustness | None
+) -> tuple[Finding, ...]:
+    """Puts into words what a reader must not miss, alarms first."""
+    found = [
+        *_of_data(assessment, provenance, confounds),
+        *_of_shortcuts(assessment),
+        *_of_calibration(assessment),
+        *_of_abstention(assessment),
+        *_of_groups(assessment),
+    ]
+    if robustness is not None:
+        found += [Finding(level="caution", text=f"NOT ROBUST: {weakness}") for weakness in robustness.weaknesses()]
+    found += [Finding(level="note", text=note) for note in provenance.notes]
+    order = {"alarm": 0, "caution": 1, "note": 2}
+    return tuple(sorted(found, key=lambda finding: order[finding.level]))
+
+
+def _of_data(assessment: Assessment, provenance: Provenance, confounds: Iterable[str]) -> list[Finding]:
+    judgement, found = assessment.judgement, []
     if provenance.accepted_leaks:
         kinds = ", ".join(provenance.accepted_leaks)
-        found.append(f"LEAKS ACCEPTED: {kinds}. Tiles of one origin stand on both sides of the split; every figure is too good")
+        text = f"LEAKS ACCEPTED: {kinds}. Tiles of one origin stand on both sides of the split; every figure is too good"
+        found.append(Finding(level="alarm", text=text))
+    found += [Finding(level="alarm", text=f"CONFOUNDED: {confound}") for confound in confounds]
     if judgement.unit == "tile":
-        found.append(
+        text = (
             "PATIENTS UNKNOWN: tiles of one patient may stand in train and in test, and the intervals draw single tiles, "
             "so they are narrower than they should be"
         )
-    elif judgement.num_units < 10:
-        found.append(f"FEW PATIENTS: the intervals draw {judgement.num_units} patients; they are too narrow below about 10")
-    gain = judgement.gain_over_colour
-    if gain.low is not None and gain.low <= 0:
-        found.append(
-            "NO BETTER THAN COLOUR: the interval of the gain over a colour histogram includes 0, "
-            "so it is not shown that the model sees anything but the stain"
-        )
-    return tuple(found)
+        found.append(Finding(level="caution", text=text))
+    elif judgement.num_units < _FEW_UNITS:
+        text = f"FEW PATIENTS: the intervals draw {judgement.num_units} patients, too few to be relied on"
+        found.append(Finding(level="caution", text=text))
+    return found
 
 
-def pick_errors(predictions: Predictions, predicted: NDArray[np.int64], num: int = NUM_EXAMPLES) -> NDArray[np.int64]:
-    """Returns rows of wrongly named tiles, the surest first, shared out evenly over the true classes; ties by tile_id."""
-    wrong = np.flatnonzero(predicted != predictions.labels)
-    sureness = predictions.probabilities[wrong, predicted[wrong]]
-    ordered = wrong[np.lexsort((predictions.tile_ids[wrong], -sureness))]
-    labels = predictions.labels[ordered]
-    # The n-th surest error of each class comes before the n+1-th of any.
-    rank = np.zeros(len(ordered), dtype=np.int64)
-    for k in np.unique(labels):
-        rank[labels == k] = np.arange((labels == k).sum())
-    chosen = ordered[np.argsort(rank, kind="stable")[:num]]
-    return chosen[np.lexsort((-predictions.probabilities[chosen, predicted[chosen]], predictions.labels[chosen]))]
+def _of_shortcuts(assessment: Assessment) -> list[Finding]:
+    verdict, found = assessment.shortcuts.verdict, []
+    if verdict.verdict in {"alarm", "caution"}:
+        level: Literal["alarm", "caution"] = "alarm" if verdict.verdict == "alarm" else "caution"
+        found.append(Finding(level=level, text=f"SHORTCUT: {verdict.sentence}"))
+    elif verdict.verdict == "unknown":
+        found.append(Finding(level="caution", text=f"SHORTCUT UNKNOWN: {verdict.sentence}"))
+    return found
 
 
-def example(pixels_HWC: NDArray[np.uint8], predictions: Predictions, predicted: NDArray[np.int64], row: int) -> dict[str, Any]:
-    """Describes one wrongly named tile for the page; encoded anew, so that no EXIF comment of the source travels along."""
-    image = base64.b64encode(encode_png(pixels_HWC)).decode()
-    return {
-        "image": f"data:image/png;base64,{image}",
-        "tile_id": str(predictions.tile_ids[row]),
-        "true": predictions.classes[predictions.labels[row]],
-        "predicted": predictions.classes[predicted[row]],
-        "probability": float(predictions.probabilities[row, predicted[row]]),
-    }
+def _of_calibration(assessment: Assessment) -> list[Finding]:
+    section, found = assessment.calibration, []
+    kept = section.choice.calibration.kind
+    if section.before.test.miscalibrated and kept != "none":
+        text = f"THE NETWORK ITSELF IS MISCALIBRATED, and {kept} calibration was applied: {section.before.test.sentence}"
+        found.append(Finding(level="note", text=text))
+    if section.after.test.miscalibrated:
+        # The sentence begins with the word.
+        found.append(Finding(level="caution", text=section.after.test.sentence))
+    return found
 
 
-def render_html(
-    report: Report, predictions: Predictions, history: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]
-) -> str:
-    """Renders the page; ``history`` are the lines of metrics.jsonl, one an epoch."""
-    environment = Environment(
-        loader=PackageLoader("historay.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def _of_abstention(assessment: Assessment) -> list[Finding]:
+    section, found = assessment.abstention, []
+    rule, coverage = section.rules[section.shipped], section.sets[section.shipped]["coverage"]
+    if coverage.high is not None and coverage.high < 1 - rule.alpha:
+        text = f"PREDICTION SETS FAIL: {coverage.value:.3f} of them hold the true class; {1 - rule.alpha:g} was promised"
+        found.append(Finding(level="caution", text=text))
+    if any(threshold.score is None for threshold in rule.thresholds):
+        found.append(Finding(level="note", text=f"PREDICTION SETS SAY LITTLE: {rule.guarantee}"))
+    if section.selective.threshold is None:
+        found.append(Finding(level="note", text=f"NO CONFIDENT ANSWERS: {section.selective.guarantee}"))
+    return found
+
+
+def _of_groups(assessment: Assessment) -> list[Finding]:
+    found = []
+    if num_slices := len(assessment.slices.slices):
+        text = f"ERROR SLICES: on {num_slices} kinds of tiles the model errs more often than elsewhere"
+        found.append(Finding(level="caution", text=text))
+    for column in assessment.subgroups.columns:
+        if column.worst is not None and column.worst_differs:
+            text = (
+                f"WORSE SUBGROUP: {column.column} {column.worst} is worse than the rest in {column.criterion} (Holm-adjusted)"
+            )
+            found.append(Finding(level="caution", text=text))
+    return found
+
+
+def facts_of(report: Report) -> Facts:
+    """Collects what the report knows, for the checklists."""
+    p, flow, point = report.provenance, report.flow, report.operating_point
+    patients = {name: split.num_patients for name, split in flow.splits.items()}
+    shipped = report.abstention.rules[report.abstention.shipped]
+    columns = {column.column: column for column in report.subgroups.columns}
+    return Facts(
+        dataset=p.dataset,
+        dataset_digest=p.dataset_digest,
+        classes=report.classes,
+        positive_class=point.positive_class if point else None,
+        input_px=p.input_px,
+        mpp=p.mpp,
+        sites=_group_names(columns.get("site")),
+        scanners=_group_names(columns.get("scanner")),
+        num_found=flow.num_found,
+        quarantined=flow.quarantined,
+        tiles_by_split={name: split.num_tiles for name, split in flow.splits.items()},
+        patients_by_split={name: count for name, count in patients.items() if count is not None} or None,
+        train_by_class={name: counts.get("train", 0) for name, counts in flow.by_class.items()},
+        test_by_class=report.num_tiles,
+        split_rule=flow.split_rule,
+        leaks=p.leaks,
+        accepted_leaks=p.accepted_leaks,
+        preprocessing=_preprocessing(p),
+        augmentation=p.settings.get("augment"),
+        architecture=p.architecture,
+        num_parameters=p.num_parameters,
+        weights_sha256=p.weights_sha256,
+        initialisation="random weights, nothing pretrained",
+        training={name: value for name, value in p.settings.items() if name not in {"augment", "class_weights", "monitor"}},
+        class_weights=p.settings.get("class_weights"),
+        selection=f"the epoch with the best {p.settings['monitor']} on validation" if "monitor" in p.settings else None,
+        candidates="; ".join(p.notes) or None,
+        versions=p.versions,
+        metrics={name: figure.in_words() for name, figure in report.headline.items()},
+        intervals=f"{report.intervals.method}; {report.intervals.num_resamples:,} resamples of {report.intervals.unit}s",
+        calibration=report.calibration.choice.reason,
+        threshold_rule=point.rule if point else None,
+        abstention=f"prediction sets: {shipped.guarantee}",
+        shortcuts=report.shortcuts.verdict.sentence,
+        subgroups="; ".join(f"by {name}, worst {column.worst or 'unknown'}" for name, column in columns.items()) or None,
+        robustness=_robustness_in_words(report.robustness),
+        explanation="Grad-CAM of example tiles",
+        warnings=tuple(finding.text for finding in report.findings if finding.level != "note"),
+        disclaimer=report.disclaimer,
     )
-    environment.filters["figure"] = _shown
-    return environment.get_template("report.html").render(
-        report=report,
-        titles=TITLES,
-        headline={name: figure for name, figure in report.headline.items() if name not in _SHOWN_ONCE},
-        plots=_curves(report, predictions),
-        confusion=plots.confusion_svg(np.array(report.confusion), report.classes),
-        training=training_curves(history),
-        examples=examples,
-        num_errors=int(np.sum(report.confusion) - np.trace(report.confusion)),
-    )
 
 
-def _shown(figure: Estimate) -> str:
-    """``0.912 (0.905 to 0.919)``; what is undefined says so."""
-    if figure.value is None:
-        return figure.reason or "undefined"
-    if figure.low is None or figure.high is None:
-        return f"{figure.value:.3f} ({figure.reason})"
-    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
+def _preprocessing(p: Provenance) -> str:
+    stain = p.settings.get("stain_normalisation", "none")
+    first = "" if stain == "none" else f", stain normalised after {stain.title()} to training tiles"
+    return f"resized to {p.input_px} x {p.input_px} pixels{first}, each channel standardised by training tiles"
 
 
-def _curves(report: Report, predictions: Predictions) -> dict[str, str]:
-    """ROC and precision-recall of the positive class, or of each class against the rest that has tiles and rivals."""
-    labels, point = predictions.labels, report.operating_point
-    chosen = range(len(report.classes)) if point is None else [report.classes.index(point.positive_class)]
-    curves = [
-        (report.classes[k], labels == k, predictions.probabilities[:, k])
-        for k in chosen
-        if 0 < (labels == k).sum() < len(labels)
-    ]
-    if not curves:
-        return {}
-    at_roc = at_precision = None
-    if point is not None:
-        sensitivity, specificity = report.headline["sensitivity"].value, report.headline["specificity"].value
-        precision = report.by_class[point.positive_class]["precision"].value
-        if sensitivity is not None and specificity is not None:
-            at_roc = (1 - specificity, sensitivity)
-        if sensitivity is not None and precision is not None:
-            at_precision = (sensitivity, precision)
-    return {"ROC": plots.roc_svg(curves, at_roc), "Precision and recall": plots.precision_recall_svg(curves, at_precision)}
+def _group_names(column: SubgroupColumn | None) -> tuple[str, ...] | None:
+    return tuple(group.name for group in column.groups) if column and column.groups else None
 
 
-def training_curves(history: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """One plot of everything called a loss, and one of every other validation figure, over the epochs."""
-    if not history:
-        return {}
-    names = [name for name, value in history[-1].items() if isinstance(value, int | float) and not isinstance(value, bool)]
-    groups = {
-        "loss": [name for name in names if name.endswith("loss")],
-        "validation": [name for name in names if name.startswith("val_") and not name.endswith("loss")],
-    }
-    epochs = [float(line["epoch"]) for line in history]
-    return {
-        title: plots.training_svg(epochs, {name: [line.get(name) for line in history] for name in chosen}, title, title)
-        for title, chosen in groups.items()
-        if chosen
-    }
+def _robustness_in_words(robustness: Robustness | None) -> str | None:
+    if robustness is None:
+        return None
+    return "; ".join(robustness.weaknesses()) or "no mild spoiling costs 0.05 of ROC-AUC"
