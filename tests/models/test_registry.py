@@ -4,7 +4,7 @@ import itertools
 import threading
 
 import pytest
-from bundles import SPEC, network
+from bundles import PROBES, SPEC, network
 
 from historay.errors import BundleError, ConfigError
 from historay.models.bundle import save_bundle
@@ -14,7 +14,7 @@ from historay.storage import LocalStore
 
 @pytest.fixture
 def versions(store: LocalStore) -> list[str]:
-    return [save_bundle(store, SPEC.model_copy(update={"seed": seed}), network(), {}) for seed in range(3)]
+    return [save_bundle(store, SPEC.model_copy(update={"seed": seed}), network(), {}, PROBES) for seed in range(3)]
 
 
 def test_a_name_means_production_and_before_that_candidate(store: LocalStore, versions: list[str]) -> None:

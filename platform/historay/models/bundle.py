@@ -1,32 +1,48 @@
 """The bundle: all that serving needs of a model, in files whose digests are checked whenever it is loaded.
 
-``models/<name>/<version>/`` holds model.safetensors, model.json (BundleSpec), report.json, report.html, MODEL_CARD.md and,
-written last, bundle.json with the digest of each. The version is the digest of those digests; nothing is pickled.
+``models/<name>/<version>/`` holds model.safetensors, model.json (BundleSpec), report.json, report.html, MODEL_CARD.md,
+probes.safetensors and, written last, bundle.json with the digest of each. The version is the digest of those digests;
+nothing is pickled.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
 from historay.data.transforms import Preprocessing
 from historay.errors import BundleError, NotFound
+from historay.evaluation.calibration import Calibration
+from historay.evaluation.conformal import ConformalRule
+from historay.evaluation.drift import DriftReference
 from historay.evaluation.operating_point import OperatingPoint
+from historay.models.averaging import Averaging, averaged, without_averaging
+from historay.models.inference import predict_logits
+from historay.models.input_gate import FeatureSpace, InputGate
 from historay.models.zoo import build_model
 from historay.storage import Store
 
-FORMAT = 1
+FORMAT = 3
 _INDEX = "bundle.json"
 _WEIGHTS = "model.safetensors"
 _SPEC = "model.json"
-_CARD = "MODEL_CARD.md"
+CARD = "MODEL_CARD.md"
+REPORT = "report.html"
+_PROBES = "probes.safetensors"
+_SPACE = "input_gate.safetensors"
 
 
 class BundleSpec(BaseModel):
@@ -41,8 +57,12 @@ class BundleSpec(BaseModel):
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     mpp: float | None  # of the training tiles, micrometres per pixel; None: unknown or mixed
-    temperature: float = 1.0
+    averaging: Averaging = "none"  # of the logits over the symmetries of the square
+    calibration: Calibration = Calibration()  # of the probabilities, before anything is decided on them
     operating_point: OperatingPoint | None  # None: more than two classes
+    conformal: ConformalRule | None = None  # None: no prediction sets were fitted
+    input_gate: InputGate | None = None  # None: validation had too few tiles; its arrays are input_gate.safetensors
+    drift_reference: DriftReference | None = None  # None: made before drift was watched
     dataset: str  # name@version
     dataset_digest: str
     accepted_leaks: tuple[str, ...]
@@ -52,6 +72,13 @@ class BundleSpec(BaseModel):
     historay: str  # version of the code
 
 
+class Probes(NamedTuple):
+    """A few tiles and what torch said of them when the bundle was made: whatever runs the model later must say the same."""
+
+    tiles_BHWC: NDArray[np.uint8]
+    logits_BK: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A verified model, ready to predict."""
@@ -59,6 +86,9 @@ class Bundle:
     spec: BundleSpec
     model: nn.Module  # in evaluation mode
     version: str
+    probes: Probes
+    documents: Mapping[str, bytes] = field(default_factory=dict)  # CARD and REPORT, as far as it has them
+    feature_space: FeatureSpace | None = None  # of the input gate
 
     @property
     def reference(self) -> str:
@@ -71,18 +101,34 @@ def bundle_prefix(name: str, version: str) -> str:
     return f"models/{name}/{version}"
 
 
-def save_bundle(store: Store, spec: BundleSpec, model: nn.Module, documents: dict[str, bytes]) -> str:
+def make_probes(model: nn.Module, tiles_BHWC: NDArray[np.uint8], preprocessing: Preprocessing) -> Probes:
+    """Runs a model on the tiles that will prove it wherever it is loaded; 8 to 16 are enough."""
+    return Probes(tiles_BHWC, predict_logits(model, tiles_BHWC, preprocessing))
+
+
+def save_bundle(
+    store: Store,
+    spec: BundleSpec,
+    model: nn.Module,
+    documents: dict[str, bytes],
+    probes: Probes,
+    feature_space: FeatureSpace | None = None,
+) -> str:
     """Writes a bundle, its index last, and returns its version: the same content has the same version.
 
-    ``documents`` are further files by name, such as report.json and report.html.
+    ``documents`` are further files by name, such as report.json and report.html; a spec with an input gate has its
+    feature space.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    assert (spec.input_gate is None) == (feature_space is None)
     files = {
-        _WEIGHTS: save_tensors(tensors),
+        _WEIGHTS: _weights(without_averaging(model)),
         _SPEC: spec.model_dump_json(indent=2).encode(),
-        _CARD: _model_card(spec, documents).encode(),
+        CARD: _model_card(spec, documents).encode(),
+        _PROBES: save_arrays({"tiles": probes.tiles_BHWC, "logits": probes.logits_BK}),
         **documents,
     }
+    if feature_space is not None:
+        files[_SPACE] = save_arrays({"mean": feature_space.mean_F, "axes": np.ascontiguousarray(feature_space.axes_FK)})
     digests = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in sorted(files.items())}
     index = json.dumps({"format": FORMAT, "files": digests}, indent=2).encode()
     version = hashlib.sha256(index).hexdigest()[:16]
@@ -94,12 +140,19 @@ def save_bundle(store: Store, spec: BundleSpec, model: nn.Module, documents: dic
     return version
 
 
+def weights_digest(model: nn.Module) -> str:
+    """Returns the SHA-256 that model.safetensors has, or would have."""
+    return hashlib.sha256(_weights(without_averaging(model))).hexdigest()
+
+
 def load_bundle(store: Store, name: str, version: str, device: str = "cpu") -> Bundle:
     """Loads a model version after checking every byte of it; BundleError names the file that is missing or differs."""
     files = read_verified(store, name, version)
     try:
         spec = BundleSpec.model_validate_json(files[_SPEC])
-        tensors = load_tensors(files[_WEIGHTS])
+        tensors, arrays = load_tensors(files[_WEIGHTS]), load_arrays(files[_PROBES])
+        probes = Probes(arrays["tiles"], arrays["logits"])
+        space = _feature_space(files[_SPACE]) if spec.input_gate else None
     except (ValidationError, SafetensorError, KeyError) as error:
         raise BundleError(f"{_where(store, name, version)}: cannot be read: {error}") from None
     model = build_model(spec.architecture, len(spec.classes), spec.preprocessing.input_px, spec.dropout)
@@ -107,7 +160,9 @@ def load_bundle(store: Store, name: str, version: str, device: str = "cpu") -> B
         model.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise BundleError(f"{_where(store, name, version)}: {_WEIGHTS} does not fit {spec.architecture}: {error}") from None
-    return Bundle(spec, model.eval().requires_grad_(requires_grad=False).to(torch.device(device)), version)
+    model = model.eval().requires_grad_(requires_grad=False).to(torch.device(device))
+    documents = {file: files[file] for file in (CARD, REPORT) if file in files}
+    return Bundle(spec, averaged(model, spec.averaging), version, probes, documents, space)
 
 
 def read_spec(store: Store, name: str, version: str) -> BundleSpec:
@@ -136,6 +191,15 @@ def read_verified(store: Store, name: str, version: str) -> dict[str, bytes]:
         if hashlib.sha256(files[file]).hexdigest() != expected["sha256"]:
             raise BundleError(f"{where}: {file} was changed after it was written; restore it from a copy")
     return files
+
+
+def _weights(model: nn.Module) -> bytes:
+    return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+
+
+def _feature_space(data: bytes) -> FeatureSpace:
+    arrays = load_arrays(data)
+    return FeatureSpace(arrays["mean"], arrays["axes"])
 
 
 def _where(store: Store, name: str, version: str) -> str:

@@ -17,6 +17,11 @@ PRODUCTION = "production"
 CANDIDATE = "candidate"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _ATTEMPTS = 50
+# Hundreds of numbers of model.json that tell a reader nothing.
+_ARRAYS: Any = {
+    "input_gate": {"stain_mean", "stain_axes", "stain_variances", "feature_variances", "foreign_colours"},
+    "drift_reference": {"edges", "counts"},
+}
 
 
 class Move(BaseModel):
@@ -29,6 +34,16 @@ class Move(BaseModel):
     when: str  # ISO 8601, UTC
     who: str  # account name
     reason: str
+    gate: "Gate | None" = None  # None: no gate was asked
+
+
+class Gate(BaseModel):
+    """What the promotion gate had against a move, and why it was made all the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    overridden: tuple[str, ...] = ()  # refusals; none: every check passed
+    why: str | None = None
 
 
 class Alias(BaseModel):
@@ -78,7 +93,7 @@ def resolve(store: Store, reference: str) -> tuple[str, str]:
     raise BundleError(f"{store.uri}: model {name!r} has no {wanted or 'production or candidate'}; it has {there}")
 
 
-def set_alias(store: Store, name: str, alias: str, version: str, reason: str) -> Alias:
+def set_alias(store: Store, name: str, alias: str, version: str, reason: str, gate: Gate | None = None) -> Alias:
     """Moves an alias to a version that exists and adds the move to its history, whatever others do at the same time."""
     for part in (name, alias):
         if not _NAME.fullmatch(part):
@@ -92,7 +107,7 @@ def set_alias(store: Store, name: str, alias: str, version: str, reason: str) ->
             current, tag = None, None
         previous = current.version if current else None
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        move = Move(version=version, previous=previous, when=now, who=_account(), reason=reason)
+        move = Move(version=version, previous=previous, when=now, who=_account(), reason=reason, gate=gate)
         moved = Alias(version=version, history=(*(current.history if current else ()), move))
         try:
             store.swap(_alias_key(name, alias), moved.model_dump_json(indent=2).encode(), expected=tag)
@@ -117,14 +132,38 @@ def rollback(store: Store, name: str, alias: str, reason: str) -> Alias:
     return set_alias(store, name, alias, earlier[-1], reason)
 
 
+def production_of(store: Store, name: str) -> str | None:
+    """Returns the version in production; None if there is none yet."""
+    try:
+        return _read_alias(store, name, PRODUCTION)[0].version
+    except NotFound:
+        return None
+
+
+def write_promotions(store: Store, name: str, version: str) -> None:
+    """Writes PROMOTIONS.md beside a version's model card: when, by whom and why it went into production, gate and all.
+
+    The card itself is sealed in the bundle; this is made again from the alias's history at each promotion.
+    """
+    moves = [move for move in _read_alias(store, name, PRODUCTION)[0].history if move.version == version]
+    lines = [f"# Promotions of {name}@{version}", ""]
+    for move in moves:
+        lines.append(f"- {move.when}, by {move.who}: {move.reason}")
+        if move.gate is not None and move.gate.overridden:
+            lines += [f"  - **FORCED past the gate**: {move.gate.why}"]
+            lines += [f"  - refused by {refusal}" for refusal in move.gate.overridden]
+    store.write(f"{bundle_prefix(name, version)}/PROMOTIONS.md", ("\n".join(lines) + "\n").encode())
+
+
 def describe_model(store: Store, reference: str) -> dict[str, Any]:
-    """Returns what model.json says, with the version and the history of each alias that names it."""
+    """Returns what model.json says but its arrays, with the version and the history of each alias that names it."""
     name, version = resolve(store, reference)
     aliases = {}
     for alias, named in list_models(store)[name].aliases.items():
         if named == version:
             aliases[alias] = [move.model_dump() for move in _read_alias(store, name, alias)[0].history]
-    return {"version": version, **read_spec(store, name, version).model_dump(mode="json"), "aliases": aliases}
+    spec = read_spec(store, name, version).model_dump(mode="json", exclude=_ARRAYS)
+    return {"version": version, **spec, "aliases": aliases}
 
 
 def _alias_key(name: str, alias: str) -> str:

@@ -3,10 +3,10 @@
 import difflib
 from typing import Any
 
-import torchvision.models as tv
 from torch import nn
 
 from historay.errors import ConfigError
+from historay.models.equivariant import P4mResNet
 from historay.models.small_cnn import SmallCNN
 
 _VGG = ("vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn")
@@ -15,7 +15,17 @@ _DENSENET = ("densenet121", "densenet169", "densenet201")
 _EFFICIENTNET = ("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_v2_s")
 _MOBILENET = ("mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
 _CONVNEXT = ("convnext_tiny", "convnext_small", "convnext_base")
-ARCHITECTURES = ("small_cnn", *_VGG, *_RESNET, "inception_v3", *_DENSENET, *_EFFICIENTNET, *_MOBILENET, *_CONVNEXT)
+ARCHITECTURES = (
+    "small_cnn",
+    "p4m_resnet",
+    *_VGG,
+    *_RESNET,
+    "inception_v3",
+    *_DENSENET,
+    *_EFFICIENTNET,
+    *_MOBILENET,
+    *_CONVNEXT,
+)
 
 _MIN_PX = 32  # five halvings leave one pixel
 _INCEPTION_MIN_PX = 75  # below, its last pooling has nothing left
@@ -40,19 +50,23 @@ def build_model(architecture: str, num_classes: int, input_px: int, dropout: flo
         raise ConfigError(f"input_px={input_px} is too small for {architecture}, which needs at least {smallest}; set input_px")
     if architecture == "small_cnn":
         return SmallCNN(num_classes, dropout)
+    if architecture == "p4m_resnet":
+        return P4mResNet(num_classes, input_px, dropout)
     if architecture == "inception_v3":
         return _inception(num_classes, input_px, dropout)
     return _HEADS[architecture](architecture, num_classes, input_px, dropout)
 
 
 def _new(architecture: str, **arguments: Any) -> Any:
-    return getattr(tv, architecture)(weights=None, **arguments)
+    import torchvision.models  # here, since it takes three seconds of CPU of every process that builds none of these
+
+    return getattr(torchvision.models, architecture)(weights=None, **arguments)
 
 
 def _inception(num_classes: int, input_px: int, dropout: float) -> nn.Module:
     aux = input_px >= _INCEPTION_AUX_MIN_PX
-    model: nn.Module = tv.inception_v3(
-        weights=None, num_classes=num_classes, aux_logits=aux, init_weights=True, dropout=dropout, transform_input=False
+    model: nn.Module = _new(
+        "inception_v3", num_classes=num_classes, aux_logits=aux, init_weights=True, dropout=dropout, transform_input=False
     )
     return model
 
