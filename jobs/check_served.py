@@ -11,14 +11,13 @@ from historay.serving.client import Client
 from historay.serving.schema import ImagePrediction
 from historay.storage import open_store
 
-TOLERANCE = 1e-5  # fp32 sums in another order in another batch
-
 if __name__ == "__main__":
     store, run, url = open_store(sys.argv[1]), sys.argv[2], sys.argv[3]
     predictions = Predictions.from_parquet(store.read(f"runs/{run}/predictions-test.parquet"))
     rows = {tile: row for row, tile in enumerate(predictions.tile_ids.tolist())}
     client = Client(url)
-    dataset = open_dataset(store, client.model().dataset)
+    model = client.model()
+    dataset = open_dataset(store, model.dataset)
     shard = pq.read_table(io.BytesIO(store.read(dataset.shard_keys("test")[0])), columns=["tile_id", "bytes"]).slice(0, 60)
     served = client.predict(shard["bytes"].to_pylist()).results
     differences = [
@@ -28,5 +27,6 @@ if __name__ == "__main__":
         for k, name in enumerate(predictions.classes)
     ]
     largest = max(differences)
-    print(f"{len(served)} test tiles: served and evaluated probabilities differ by {largest:.1e} (tolerance {TOLERANCE})")
-    sys.exit(int(not largest <= TOLERANCE))
+    allowed = f"{model.runtime}, tolerance {model.tolerance:g}"
+    print(f"{len(served)} test tiles: served and evaluated probabilities differ by {largest:.1e} ({allowed})")
+    sys.exit(int(not largest <= model.tolerance))

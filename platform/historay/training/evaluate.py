@@ -1,37 +1,57 @@
-"""Evaluation: a run's best weights on validation, for the threshold, and once on test; out come the report and the bundle."""
+"""Evaluation: a run's best weights, fitted to validation and judged once on test; out come the report and the bundle."""
 
-from collections.abc import Iterator
+import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from json import loads
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
-from historay.config import Config, Name
+from historay.config import Name
 from historay.data.dataset import Dataset, open_dataset
-from historay.data.loading import TileBatch, iter_tiles
-from historay.errors import DataError
+from historay.data.loading import load_tiles
+from historay.evaluation.assessment import Assessment, Policy, assess, positive_index
+from historay.evaluation.flow import Flow, flow_of
 from historay.evaluation.intervals import Estimate
-from historay.evaluation.judgement import Judgement, judge
-from historay.evaluation.operating_point import OperatingPoint, ThresholdRule, choose_threshold
+from historay.evaluation.judgement import chosen_classes
+from historay.evaluation.page import render_report
+from historay.evaluation.pdf import print_pdf
 from historay.evaluation.predictions import Predictions
-from historay.evaluation.report import IntervalMethod, Provenance, example, make_report, pick_errors, render_html
-from historay.evaluation.shortcut import ColourModel, colour_histograms, gather_histograms
-from historay.log import log_event, track
-from historay.models.bundle import BundleSpec, save_bundle
-from historay.models.inference import predict_logits, probabilities
+from historay.evaluation.report import Finding, Provenance, Report, make_report
+from historay.evaluation.robustness import Robustness, judge_robustness
+from historay.log import log_event
+from historay.models.averaging import Averaging, averaged
+from historay.models.bundle import BundleSpec, Probes, make_probes, save_bundle, weights_digest
 from historay.models.registry import CANDIDATE, set_alias
 from historay.storage import open_store
+from historay.training.passes import fit_shortcuts, gather, read_origins, spoil
+from historay.training.pictures import take_pictures
+from historay.training.references import References, fit_references
 from historay.training.run import RunRecord, load_run, read_metrics, run_key
 
-_COLOUR_TILES = 20_000  # more do not change a linear model on 48 numbers
+_NUM_PROBES = 12  # tiles that travel in the bundle
+_SETTINGS = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "schedule",
+    "label_smoothing",
+    "dropout",
+    "ema_decay",
+    "augment",
+    "stain_normalisation",
+    "class_weights",
+    "monitor",
+    "seed",
+)
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(Policy):
     """Judges a run once on its untouched test split; writes the report and the bundle."""
 
     run: Name
@@ -40,18 +60,12 @@ class EvaluateConfig(Config):
     """Where Historay keeps everything; a local path or s3://bucket/prefix."""
     name: Name | None = None
     """What the model is called in the registry; the run's name if not given."""
-    positive_class: str | None = None
-    """Of two classes, the one that is looked for; the second if not given."""
-    threshold_rule: ThresholdRule = "youden"
-    """How the threshold is chosen on validation: largest sensitivity + specificity, or a target sensitivity."""
-    target_sensitivity: float = Field(default=0.95, gt=0, le=1)
-    """For threshold_rule sensitivity."""
-    num_resamples: int = Field(default=2000, ge=100)
-    """Bootstrap resamples behind each interval."""
-    batch_size: int = Field(default=256, ge=1)
-    """Tiles per forward pass."""
-    seed: int = 0
-    """Decides the resamples."""
+    robustness_tiles: int = Field(default=500, ge=0)
+    """Test tiles that are spoilt in 25 ways, each a pass of the network; 0 leaves robustness out."""
+    averaging: Averaging = "none"
+    """d4: the mean of the logits over a tile's turns and mirror images, here and in the bundle; 8 times the cost."""
+    notes: tuple[str, ...] = ()
+    """Said in the report as they stand, such as how many candidates were compared."""
 
 
 @dataclass(frozen=True)
@@ -61,133 +75,108 @@ class EvaluationResult:
     reference: str  # name@version of the bundle
     report: str  # address of report.html
     headline: dict[str, Estimate]
+    findings: tuple[Finding, ...]
 
 
 def evaluate_run(config: EvaluateConfig) -> EvaluationResult:
     """Judges a run, writes predictions and report beside it, saves the bundle and points the alias ``candidate`` at it."""
     store = open_store(config.store)
-    record, model = load_run(store, config.run, "best")
+    record, network = load_run(store, config.run, "best")
+    model = averaged(network, config.averaging)
     dataset = open_dataset(store, record.dataset)
     dataset.refuse_leaks(record.accepted_leaks)
-    patients = _patients(dataset)
+    positive_index(record.classes, config.positive_class)
 
-    validation, _ = _predict(model, record, dataset, "val", patients, config.batch_size)
-    point = _operating_point(validation, config)
-    test, colours = _predict(model, record, dataset, "test", patients, config.batch_size)
-    judgement = judge(test, point, _colour_baseline(record, dataset, colours), config.num_resamples, config.seed)
+    origins = read_origins(dataset)
+    baselines = fit_shortcuts(dataset, record, origins)
+    seen = gather(model, record, dataset, "val", origins, {})
+    validation = seen.predictions
+    assessment = assess(validation, gather(model, record, dataset, "test", origins, baselines), config)
+    robustness = _robustness(model, record, dataset, assessment, config) if config.robustness_tiles else None
 
-    for split, predictions in {"val": validation, "test": test}.items():
+    report = make_report(
+        assessment, _provenance(config, record, model, dataset), _flow(dataset), _confounds(dataset), robustness
+    )
+    pictures = take_pictures(model, record, dataset, assessment, assessment.slices.slices)
+    page = render_report(report, assessment.test, read_metrics(store, config.run), pictures).encode()
+    documents = {"report.json": report.model_dump_json(indent=2).encode(), "report.html": page}
+    if (printed := print_pdf(page)) is not None:
+        documents["report.pdf"] = printed
+    calibrated = validation.with_probabilities(assessment.calibration.choice.calibration.apply(validation.probabilities))
+    for split, predictions in {"val": calibrated, "test": assessment.test}.items():
         store.write(run_key(config.run, f"predictions-{split}.parquet"), predictions.to_parquet())
-    documents = _documents(config, record, dataset, test, judgement, point)
     for name, data in documents.items():
         store.write(run_key(config.run, name), data)
-    spec = _spec(config, record, point)
-    bundle = save_bundle(store, spec, model, documents)
+    references = fit_references(dataset, calibrated, seen.features_NF, record.preprocessing.input_px, config.seed)
+    spec = _spec(config, record, assessment, references)
+    probes = _probes(model, record, dataset, calibrated)
+    bundle = save_bundle(store, spec, model, documents, probes, references.space)
     set_alias(store, spec.name, CANDIDATE, bundle, f"evaluated run {config.run}")
-    shown = {name: figure.value for name, figure in judgement.headline.items() if name in {"roc_auc", "accuracy"}}
-    log_event("evaluate done", model=f"{spec.name}@{bundle}", **shown, colour_only_auc=judgement.colour_only.value)
-    report = store.locate(run_key(config.run, "report.html"))
-    return EvaluationResult(f"{spec.name}@{bundle}", report, judgement.headline)
-
-
-def _patients(dataset: Dataset) -> dict[str, str | None]:
-    columns = dataset.manifest(["tile_id", "patient"]).to_pydict()
-    return dict(zip(columns["tile_id"], columns["patient"], strict=True))
-
-
-def _predict(
-    model: nn.Module, record: RunRecord, dataset: Dataset, split: str, patients: dict[str, str | None], batch_size: int
-) -> tuple[Predictions, NDArray[np.float64]]:
-    """Returns a split's predictions, sorted by tile_id, and the colour histograms of the same tiles."""
-    batches = iter_tiles(dataset, split, record.preprocessing.input_px, batch_size)
-    num_batches = -(-dataset.record.num_tiles[split] // batch_size)
-    tile_ids, labels, found, colours = [], [], [], []
-    for batch in track(batches, f"evaluate: batches of {split}", total=num_batches):
-        tile_ids += batch.tile_ids
-        labels.append(batch.labels)
-        found.append(probabilities(predict_logits(model, batch.tiles_BHWC, record.preprocessing)))
-        colours.append(colour_histograms(batch.tiles_BHWC))
-    order = np.argsort(tile_ids)
-    known = [patients[tile_ids[row]] for row in order]
-    predictions = Predictions(
-        tile_ids=np.array(tile_ids)[order],
-        labels=np.concatenate(labels)[order],
-        probabilities=np.concatenate(found)[order],
-        patients=None if None in known else np.array(known),
-        classes=record.classes,
+    _log(f"{spec.name}@{bundle}", report)
+    return EvaluationResult(
+        f"{spec.name}@{bundle}", store.locate(run_key(config.run, "report.html")), report.headline, report.findings
     )
-    return predictions, np.concatenate(colours)[order]
 
 
-def _operating_point(validation: Predictions, config: EvaluateConfig) -> OperatingPoint | None:
-    classes = validation.classes
-    if len(classes) != 2:
-        return None
-    positive = config.positive_class or classes[1]
-    if positive not in classes:
-        raise DataError(f"positive_class={positive!r} is no class of this run; it has {' and '.join(classes)}")
-    index = classes.index(positive)
-    threshold = choose_threshold(
-        validation.labels == index, validation.probabilities[:, index], config.threshold_rule, config.target_sensitivity
-    )
-    rules = {
-        "youden": "largest sensitivity + specificity on validation",
-        "sensitivity": f"sensitivity of at least {config.target_sensitivity:.0%} on validation",
+def _robustness(
+    model: nn.Module, record: RunRecord, dataset: Dataset, assessment: Assessment, config: EvaluateConfig
+) -> Robustness:
+    """Spoils a seeded choice of test tiles; calibration is applied as to any other tile."""
+    test, calibration = assessment.test, assessment.calibration.choice.calibration
+    rows = np.random.default_rng(config.seed).permutation(len(test.labels))[: config.robustness_tiles]
+    tiles = load_tiles(dataset, "test", test.tile_ids[rows].tolist(), record.preprocessing.input_px)
+    spoilt = spoil(model, record, np.stack([tiles[tile] for tile in test.tile_ids[rows].tolist()]), config.seed)
+    calibrated = {
+        name: {severity: calibration.apply(found) for severity, found in of_name.items()} for name, of_name in spoilt.items()
     }
-    return OperatingPoint(positive_class=positive, threshold=threshold, rule=rules[config.threshold_rule])
+    chosen = chosen_classes(record.classes, assessment.chosen.point)
+    return judge_robustness(test.at(rows), calibrated, chosen, num_resamples=config.num_resamples, seed=config.seed)
 
 
-def _colour_baseline(record: RunRecord, dataset: Dataset, colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Trains the colour-only model on training tiles and returns its probabilities of the test tiles."""
-    batches = iter_tiles(dataset, "train", record.preprocessing.input_px, batch_size=512)
-    features, labels = gather_histograms(batches, _COLOUR_TILES)
-    return ColourModel(features, labels, len(record.classes)).probabilities(colours)
+def _probes(model: nn.Module, record: RunRecord, dataset: Dataset, validation: Predictions) -> Probes:
+    """Takes validation tiles from the least to the most certain of the last class, so that no range is left unproved."""
+    order = np.argsort(validation.probabilities[:, -1], kind="stable")
+    rows = order[np.linspace(0, len(order) - 1, min(_NUM_PROBES, len(order))).round().astype(int)]
+    tile_ids = validation.tile_ids[rows].tolist()
+    tiles = load_tiles(dataset, "val", tile_ids, record.preprocessing.input_px)
+    return make_probes(model, np.stack([tiles[tile] for tile in tile_ids]), record.preprocessing)
 
 
-def _documents(
-    config: EvaluateConfig,
-    record: RunRecord,
-    dataset: Dataset,
-    test: Predictions,
-    judgement: Judgement,
-    point: OperatingPoint | None,
-) -> dict[str, bytes]:
-    provenance = Provenance(
+def _flow(dataset: Dataset) -> Flow:
+    return flow_of(loads(dataset.store.read(f"{dataset.prefix}/card.json")))
+
+
+def _confounds(dataset: Dataset) -> tuple[str, ...]:
+    return tuple(confound.message for confound in dataset.record.confounds)
+
+
+def _provenance(config: EvaluateConfig, record: RunRecord, model: nn.Module, dataset: Dataset) -> Provenance:
+    history = read_metrics(dataset.store, config.run)
+    return Provenance(
         model=config.name or config.run,
         run=config.run,
         architecture=record.architecture,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        weights_sha256=weights_digest(model),
         dataset=record.dataset,
         dataset_digest=record.dataset_digest,
         accepted_leaks=record.accepted_leaks,
+        leaks=tuple(f"{leak.kind}: {leak.num_pairs} pairs across {' and '.join(leak.splits)}" for leak in dataset.record.leaks),
         seed=record.seed,
-        historay=version("historay"),
+        num_epochs=len(history),
+        num_steps=record.num_steps,
+        num_workers=record.world_size,
+        training_seconds=sum(line["epoch_seconds"] for line in history),
+        settings={name: str(record.config[name]) for name in _SETTINGS if record.config.get(name) is not None},
+        input_px=record.preprocessing.input_px,
+        mpp=record.mpp,
+        machine=f"{platform.machine()}, {platform.system()}",
+        versions={**record.versions, "historay": version("historay")},
+        notes=config.notes,
     )
-    method = IntervalMethod(
-        unit=judgement.unit, num_units=judgement.num_units, num_resamples=config.num_resamples, seed=config.seed
-    )
-    notes = tuple(f"CONFOUNDED: {confound.message}" for confound in dataset.record.confounds)
-    report = make_report(provenance, test, judgement, point, method, notes)
-    page = render_html(report, test, read_metrics(dataset.store, config.run), _examples(record, dataset, test, judgement))
-    return {"report.json": report.model_dump_json(indent=2).encode(), "report.html": page.encode()}
 
 
-def _examples(record: RunRecord, dataset: Dataset, test: Predictions, judgement: Judgement) -> list[dict[str, Any]]:
-    """Reads the tiles that the report shows as errors."""
-    rows = pick_errors(test, judgement.predicted)
-    wanted = {str(test.tile_ids[row]): int(row) for row in rows}
-    pixels: dict[int, NDArray[np.uint8]] = {}
-    for tile_id, tile in _each(iter_tiles(dataset, "test", record.preprocessing.input_px, batch_size=256)):
-        if tile_id in wanted:
-            pixels[wanted[tile_id]] = tile
-    return [example(pixels[int(row)], test, judgement.predicted, int(row)) for row in rows]
-
-
-def _each(batches: Iterator[TileBatch]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    for batch in batches:
-        yield from zip(batch.tile_ids, batch.tiles_BHWC, strict=True)
-
-
-def _spec(config: EvaluateConfig, record: RunRecord, point: OperatingPoint | None) -> BundleSpec:
+def _spec(config: EvaluateConfig, record: RunRecord, assessment: Assessment, references: References) -> BundleSpec:
     return BundleSpec(
         name=config.name or config.run,
         architecture=record.architecture,
@@ -195,7 +184,12 @@ def _spec(config: EvaluateConfig, record: RunRecord, point: OperatingPoint | Non
         classes=record.classes,
         preprocessing=record.preprocessing,
         mpp=record.mpp,
-        operating_point=point,
+        averaging=config.averaging,
+        calibration=assessment.calibration.choice.calibration,
+        operating_point=assessment.chosen.point,
+        conformal=assessment.chosen.conformal,
+        input_gate=references.gate,
+        drift_reference=references.drift,
         dataset=record.dataset,
         dataset_digest=record.dataset_digest,
         accepted_leaks=record.accepted_leaks,
@@ -203,4 +197,16 @@ def _spec(config: EvaluateConfig, record: RunRecord, point: OperatingPoint | Non
         seed=record.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         historay=version("historay"),
+    )
+
+
+def _log(reference: str, report: Report) -> None:
+    best = report.shortcuts.verdict.best
+    log_event(
+        "evaluate done",
+        model=reference,
+        **{name: report.headline[name].value for name in ("roc_auc", "accuracy")},
+        best_shortcut=best,
+        gain=report.shortcuts.gains[best].value if best else None,
+        findings=len(report.findings),
     )

@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from historay.data.loading import Labels, Tiles
-from historay.data.transforms import Augmentation, Preprocessing, augment, normalise, to_unit
+from historay.data.stain import normalise_stain
+from historay.data.transforms import Augmentation, Preprocessing, augment, normalise, to_input, to_unit
 from historay.errors import TrainingError
 
 _AUX_WEIGHT = 0.4  # of inception's auxiliary loss (Szegedy et al. 2015)
@@ -76,7 +77,8 @@ def _backward(
     """Leaves the gradient, clipped if so asked, in the parameters; returns the loss and the norm before clipping."""
     parameters = list(model.parameters())
     device = parameters[0].device
-    tiles_BCHW = augment(to_unit(torch.from_numpy(tiles).to(device)), recipe.augmentation, generator)
+    unit_BCHW = normalise_stain(to_unit(torch.from_numpy(tiles).to(device)), recipe.preprocessing.stain)
+    tiles_BCHW = augment(unit_BCHW, recipe.augmentation, generator)
     inputs = normalise(tiles_BCHW, recipe.preprocessing).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
         loss = _loss(model(inputs), torch.from_numpy(labels).to(device), recipe)
@@ -95,7 +97,7 @@ def predict(model: nn.Module, batches: Iterable[Tiles], preprocessing: Preproces
     logits = []
     with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         for tiles in batches:
-            inputs = normalise(to_unit(torch.from_numpy(tiles).to(device)), preprocessing)
+            inputs = to_input(torch.from_numpy(tiles).to(device), preprocessing)
             logits.append(model(inputs.contiguous(memory_format=torch.channels_last)).float().cpu().numpy())
     return np.concatenate(logits)
 

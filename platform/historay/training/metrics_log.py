@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from historay.log import log_event
 from historay.storage import Store
+from historay.training.mlflow_mirror import numbers, open_mirror
 from historay.training.run import RunRecord, run_key
 from historay.training.settings import TrainConfig
 
@@ -106,7 +107,7 @@ def _open_sink(config: TrainConfig, record: RunRecord, store: Store) -> Sink:
         case "tensorboard":
             return _tensorboard(record.run, store)
         case "mlflow":
-            return _mlflow(record)
+            return open_mirror(record)
         case "none":
             return lambda _: None
 
@@ -120,43 +121,10 @@ def _tensorboard(run: str, store: Store) -> Sink:
     writer = SummaryWriter(str(folder))
 
     def write(found: Event) -> None:
-        for name, value in _numbers(found).items():
+        for name, value in numbers(found).items():
             writer.add_scalar(name, value, found["epoch"])
         writer.flush()
         for file in folder.iterdir():
             store.write(run_key(run, f"tensorboard/{file.name}"), file.read_bytes())
 
     return write
-
-
-def _mlflow(record: RunRecord) -> Sink:
-    """Mirrors to the server at MLFLOW_TRACKING_URI; a server that does not answer is reported and left alone."""
-    try:
-        import mlflow
-    except ModuleNotFoundError:
-        log_event("WARNING mlflow is not installed", fix="pip install historay[mlflow]")
-        return lambda _: None
-    client = mlflow.MlflowClient()
-    mirror: dict[str, str] = {}  # the MLflow run's id, once there is one
-
-    def write(found: Event) -> None:
-        if "off" in mirror:
-            return
-        try:
-            if not mirror:
-                experiment = client.get_experiment_by_name("historay")
-                number = experiment.experiment_id if experiment else client.create_experiment("historay")
-                mirror["run"] = client.create_run(number, run_name=record.run).info.run_id
-                for name, value in record.config.items():
-                    client.log_param(mirror["run"], name, value)
-            for name, value in _numbers(found).items():
-                client.log_metric(mirror["run"], name, value, step=found["epoch"])
-        except Exception as error:  # a mirror never ends a run, whatever its client raises
-            log_event("WARNING mlflow failed, mirror off", error=type(error).__name__)
-            mirror["off"] = "yes"
-
-    return write
-
-
-def _numbers(found: Event) -> dict[str, float]:
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float) and name != "epoch"}

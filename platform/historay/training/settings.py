@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from historay.config import Config, Name
 from historay.data.schema import LeakKind
+from historay.data.stain import StainMethod
 from historay.data.transforms import Augmentation
 from historay.training.optim import OptimizerName, ScheduleName
 
@@ -22,7 +23,8 @@ class TrainConfig(Config):
     store: str = "historay-store"
     """Where Historay keeps everything; a local path or s3://bucket/prefix."""
     model: str = "small_cnn"
-    """Architecture: small_cnn, or a torchvision name such as resnet18, densenet121, efficientnet_b0, convnext_tiny."""
+    """Architecture: small_cnn, p4m_resnet (which no turn or flip of a tile changes), or a torchvision name such as resnet18,
+    densenet121, efficientnet_b0, convnext_tiny."""
     epochs: int = Field(default=10, ge=1)
     """Passes over the training tiles."""
     batch_size: int = Field(default=128, ge=1)
@@ -54,7 +56,9 @@ class TrainConfig(Config):
     monitor: Monitor = "val_auc"
     """What makes an epoch the best, on the validation split."""
     augment: Augmentation = "full"
-    """d4 turns and flips; full also jitters the stain."""
+    """d4 turns and flips; full also jitters the stain; strong jitters it more, mixes colours, blurs, compresses as JPEG."""
+    stain_normalisation: StainMethod = "none"
+    """Gives every tile, in training and serving, the colours of the first training tiles; costs what colour tells."""
     input_px: int | None = Field(default=None, ge=32)
     """Side to which tiles are resized; the data set's own tile size if it has one."""
     num_workers: int = Field(default=2, ge=1)
@@ -68,7 +72,8 @@ class TrainConfig(Config):
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are replaced, each time from the last checkpoint."""
     cache_gib: float = Field(default=8.0, ge=0)
-    """Memory of each worker for decoded tiles; if its share does not fit, tiles are streamed and decoded in each epoch."""
+    """Memory of each worker for decoded tiles. A larger share is kept on local disk, or if that is full, and with 0, decoded in
+    each epoch."""
     seed: int = 0
     """Decides initial weights, order, augmentation and dropout."""
     accept_leaks: tuple[LeakKind, ...] = ()

@@ -5,9 +5,12 @@ at all, and found again by a new driver and by a replaced worker in the same way
 """
 
 import os
+import signal
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -17,13 +20,14 @@ import ray.train
 import ray.train.torch
 import torch
 from numpy import concatenate
+from ray.train import UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
 
 from historay.data.dataset import Dataset, open_dataset
 from historay.data.loading import Labels, Tiles, iter_tiles, one_ahead, shuffled_batches
-from historay.data.streaming import load_all, stream_split, streamed_batches
-from historay.data.transforms import Preprocessing
+from historay.data.share import load_share, make_room, share_of, streamed_batches
+from historay.data.transforms import Preprocessing, measure_preprocessing
 from historay.errors import ConfigError, DataError, HistorayError, NotFound, TrainingError
 from historay.log import log_event, setup_logging
 from historay.models.zoo import build_model
@@ -35,12 +39,14 @@ from historay.training.settings import TrainConfig
 from historay.training.worker import Place, build_learner, epoch_seed, run_epochs, threads_per_worker
 
 _STATISTICS_TILES = 2048
+_TELL_EVERY_S = 1.0
 _START_TIMEOUT_S = "600"  # Ray Train gives workers 60 s by default; an autoscaled node needs minutes
 
 
-def train(config: TrainConfig) -> str:
+def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> str:
     """Trains a run to its end, or goes on with it, and returns its name; a finished one is left as it is.
 
+    ``callbacks`` are Ray Train's, told of each epoch's metrics; a search reports to Ray Tune by one.
     Raises LeakError on an unaccepted leak, and ConfigError if the run exists with other settings.
     """
     store = open_store(config.store)
@@ -53,7 +59,7 @@ def train(config: TrainConfig) -> str:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_TIMEOUT_S)
     connect_ray()
     _refuse_unplaceable(config)
-    _fit(store, dataset, config, record)
+    _fit(store, config, record, callbacks)
     num_steps = read_metrics(store, config.run)[-1]["step"]
     finished = record.model_copy(update={"status": "finished", "num_steps": num_steps})
     store.write(run_key(config.run, "run.json"), finished.model_dump_json(indent=2).encode())
@@ -81,8 +87,10 @@ def _new_record(dataset: Dataset, config: TrainConfig, existing: RunRecord | Non
     settings = config.model_dump(mode="json", exclude={"store", "max_failures", "logger", "cache_gib", "cpus_per_worker"})
     settings["dataset"] = dataset.reference
     if existing is not None:
-        if differing := sorted(name for name in settings if existing.config.get(name) != settings[name]):
-            changes = ", ".join(f"{name} was {existing.config.get(name)!r}, now {settings[name]!r}" for name in differing)
+        # A setting that is younger than the run had what is now its default.
+        before = {name: existing.config.get(name, TrainConfig.model_fields[name].default) for name in settings}
+        if differing := sorted(name for name in settings if before[name] != settings[name]):
+            changes = ", ".join(f"{name} was {before[name]!r}, now {settings[name]!r}" for name in differing)
             raise ConfigError(
                 f"run {config.run} exists with other settings: {changes}. Choose another --run, or the old settings"
             )
@@ -119,7 +127,7 @@ def _new_record(dataset: Dataset, config: TrainConfig, existing: RunRecord | Non
 
 
 def _preprocessing(dataset: Dataset, config: TrainConfig) -> Preprocessing:
-    """Measures each channel's mean and deviation on the first training tiles, which are in random order."""
+    """Measures the stain, and each channel's mean and deviation, on the first training tiles, which are in random order."""
     size = dataset.record.tile_px
     input_px = config.input_px or (size[0] if size and size[0] == size[1] else None)
     if input_px is None:
@@ -129,11 +137,10 @@ def _preprocessing(dataset: Dataset, config: TrainConfig) -> Preprocessing:
         tiles.append(batch.tiles_BHWC)
         if sum(map(len, tiles)) >= _STATISTICS_TILES:
             break
-    unit = concatenate(tiles).astype("float32") / 255.0
-    mean, std = unit.mean(axis=(0, 1, 2)).tolist(), unit.std(axis=(0, 1, 2)).tolist()
-    if min(std) == 0:
-        raise DataError(f"{dataset.reference}: a colour channel is the same in all training tiles; there is nothing to learn")
-    return Preprocessing(input_px=input_px, mean=tuple(mean), std=tuple(std))
+    try:
+        return measure_preprocessing(concatenate(tiles), config.stain_normalisation)
+    except DataError as error:
+        raise DataError(f"{dataset.reference}: {error}") from None
 
 
 def _refuse_unplaceable(config: TrainConfig) -> None:
@@ -150,7 +157,7 @@ def _refuse_unplaceable(config: TrainConfig) -> None:
             log_event("WARNING waiting for nodes", needs=text)
 
 
-def _fit(store: Store, dataset: Dataset, config: TrainConfig, record: RunRecord) -> None:
+def _fit(store: Store, config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCallback]) -> None:
     filesystem, root = store.arrow()
     queue = Queue(actor_options={"num_cpus": 0})
     trainer = ray.train.torch.TorchTrainer(
@@ -171,15 +178,15 @@ def _fit(store: Store, dataset: Dataset, config: TrainConfig, record: RunRecord)
             storage_path=f"{root}/{run_key(config.run, 'ray')}",
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            callbacks=list[Any](callbacks),
         ),
-        datasets={"train": stream_split(dataset, "train")},
-        dataset_config=ray.train.DataConfig(execution_options=_in_order()),
     )
     done = threading.Event()
     follower = threading.Thread(target=follow, args=(queue, done, config, record, store), daemon=True)
     follower.start()
     try:
-        trainer.fit()
+        with _own_ctrl_c():
+            trainer.fit()
     except TrainingFailedError as error:
         raise _own_error(error) from None
     finally:
@@ -188,22 +195,34 @@ def _fit(store: Store, dataset: Dataset, config: TrainConfig, record: RunRecord)
         queue.shutdown()
 
 
-def _in_order() -> "ray.data.ExecutionOptions":
-    """The same tiles go to the same worker in each attempt."""
-    return ray.data.ExecutionOptions(preserve_order=True)
+@contextmanager
+def _own_ctrl_c() -> Iterator[None]:
+    """Gives Ctrl-C back afterwards: the handler that Ray Train sets and leaves would also keep its controller's actor alive."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
+def own_cause(error: BaseException | None) -> HistorayError | None:
+    """Finds our own error in a chain of causes, Ray's among them."""
+    while error is not None and not isinstance(error, HistorayError):
+        error = getattr(error, "cause", None) or error.__cause__
+    return error
 
 
 def _own_error(error: TrainingFailedError) -> HistorayError:
     """Finds our own error among what the workers died of."""
     failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    for failure in failures:
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, HistorayError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return TrainingError(
-        f"the workers failed more often than --max-failures allows; the last checkpoint is kept. {failures[0]}"
+    own = [cause for cause in map(own_cause, failures) if cause is not None]
+    return (
+        own[0]
+        if own
+        else TrainingError(
+            f"the workers failed more often than --max-failures allows; the last checkpoint is kept. {failures[0]}"
+        )
     )
 
 
@@ -218,30 +237,27 @@ def _work(settings: dict[str, Any]) -> None:
     torch.set_num_threads(threads)
     dataset = open_dataset(open_store(config.store), record.dataset)
     learner = build_learner(config, record, device, lambda model: ray.train.torch.prepare_model(model, move_to_device=False))
-    shard = ray.train.get_dataset_shard("train")
     per_worker = config.batch_size // place.world_size
-    tiles = None
-    if _share_in_gib(dataset, record, place) <= config.cache_gib:
-        num_tiles = dataset.record.num_tiles["train"] // place.world_size
-        tiles = load_all(shard, num_tiles, record.preprocessing.input_px, threads)
+    pieces = share_of(dataset, "train", rank, place.world_size)
+    num_tiles, input_px = sum(piece.stop - piece.start for piece in pieces), record.preprocessing.input_px
+    room = make_room(num_tiles, input_px, config.cache_gib)
+    tiles = None if room is None else load_share(dataset, pieces, room, threads)
 
     def batches(epoch: int) -> Iterator[tuple[Tiles, Labels]]:
         seed, steps = epoch_seed(config.seed, epoch, rank), record.steps_per_epoch
         if tiles is not None:
             found = shuffled_batches(tiles, per_worker, seed)
         else:
-            found = streamed_batches(shard, record.preprocessing.input_px, per_worker, seed, threads)
+            found = streamed_batches(dataset, pieces, input_px, per_worker, seed, threads)
+        told = time.monotonic()
         for number, batch in enumerate(one_ahead(found), start=1):
             yield batch
-            if rank == 0:
+            # Each telling waits for an answer from another process, which at every step took a fifth of the time.
+            if rank == 0 and time.monotonic() - told >= _TELL_EVERY_S:
                 settings["queue"].put_nowait({"epoch": epoch, "step": number, "of": steps})
+                told = time.monotonic()
 
     for found in run_epochs(config, record, dataset, place, learner, batches):
         if rank == 0:
             settings["queue"].put_nowait({"metrics": found})
         ray.train.report(found)
-
-
-def _share_in_gib(dataset: Dataset, record: RunRecord, place: Place) -> float:
-    num_bytes = dataset.record.num_tiles["train"] * record.preprocessing.input_px**2 * 3
-    return num_bytes / place.world_size / 2**30
