@@ -1,28 +1,38 @@
 """The endpoint answers each image for itself, refuses with reasons, and lets nothing out that it should keep."""
 
+import asyncio
+import json
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from bundles import SPEC, network
+from bundles import PROBES, SPEC, network
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from images import encoded, png_of_claimed_size, texture
 
+from historay.data.decode import Limits
+from historay.evaluation.calibration import Calibration
+from historay.evaluation.conformal import ConformalRule, Threshold
 from historay.models.bundle import Bundle
 from historay.models.inference import predict_logits, probabilities
-from historay.serving.http import build_app, digest_key, make_service
+from historay.models.runtime import TorchRuntime
+from historay.serving.http import build_app
+from historay.serving.keys import KeyRing
 from historay.serving.limits import RequestConfig
+from historay.serving.predictor import Predictor
+from historay.serving.schema import ImagePrediction
+from historay.serving.service import make_service
 
-LIMITS = RequestConfig(max_files=4, max_image_bytes=50_000, max_body_bytes=150_000, max_pixels=1_000_000)
+LIMITS = RequestConfig(max_files=4, max_image_bytes=50_000, max_body_bytes=150_000, max_pixels=1_000_000, runtime="torch")
 TILES = [texture(seed, 48) for seed in range(3)]
 PNGS = [encoded(tile, "PNG") for tile in TILES]
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    service = make_service(Bundle(SPEC, network(), "f" * 16), LIMITS)
+    service = make_service(Bundle(SPEC, network(), "f" * 16, PROBES), LIMITS)
     with TestClient(build_app(lambda: service, LIMITS), raise_server_exceptions=False) as found:
         yield found
 
@@ -39,6 +49,27 @@ def test_served_probabilities_are_those_of_the_bundle(client: TestClient) -> Non
     assert answer["model"] == "demo@ffffffffffffffff"
     alone = client.post("/v1/predict", content=PNGS[1], headers={"content-type": "image/png"}).json()["results"][0]
     assert np.abs(np.array(list(alone["probabilities"].values())) - expected[1]).max() < 1e-5
+
+
+def test_a_bundle_s_calibration_and_prediction_sets_stand_in_the_answer() -> None:
+    rule = ConformalRule(
+        alpha=0.1,
+        kind="marginal",
+        thresholds=(Threshold(group="all", score=0.6, num_units=9, num_tiles=90),),
+        num_calibration=90,
+        unit="patient",
+        guarantee="a test",
+    )
+    calibration = Calibration(kind="temperature", temperature=3.0)
+    spec = SPEC.model_copy(update={"calibration": calibration, "conformal": rule})
+    bundle = Bundle(spec, network(), "f" * 16, PROBES)
+    predictor = Predictor(bundle, Limits(), TorchRuntime(bundle))
+    raw = probabilities(predict_logits(network(), np.stack(TILES), SPEC.preprocessing))
+    for result, expected in zip(predictor.predict(PNGS), calibration.apply(raw), strict=True):
+        assert isinstance(result, ImagePrediction)
+        assert list(result.probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+        assert result.prediction_set == tuple(name for name, p in result.probabilities.items() if 1 - p <= 0.6)
+        assert result.abstain == (len(result.prediction_set) != 1)
 
 
 def test_the_label_follows_the_operating_point(client: TestClient) -> None:
@@ -95,8 +126,8 @@ def test_until_the_model_is_loaded_it_is_healthy_and_not_ready() -> None:
 
 
 def test_with_a_key_only_its_holder_is_answered() -> None:
-    service = make_service(Bundle(SPEC, network(), "f" * 16), LIMITS)
-    with TestClient(build_app(lambda: service, LIMITS, digest_key("right"))) as closed:
+    service = make_service(Bundle(SPEC, network(), "f" * 16, PROBES), LIMITS)
+    with TestClient(build_app(lambda: service, LIMITS, KeyRing.of(lis="right"))) as closed:
         assert closed.get("/v1/model").status_code == 401
         assert closed.get("/v1/model", headers={"Authorization": "Bearer wrong"}).json()["reason"] == "wrong-key"
         assert closed.get("/v1/model", headers={"Authorization": "Bearer right"}).status_code == 200
@@ -112,3 +143,24 @@ def test_no_body_whatever_is_the_server_s_fault(client: TestClient, body: bytes,
     answer = client.post("/v1/predict", content=body, headers={"content-type": kind})
     assert 400 <= answer.status_code < 500
     assert set(answer.json()) >= {"title", "status", "detail", "reason"}
+
+
+def test_many_results_come_as_lines_while_others_are_still_worked_on(client: TestClient) -> None:
+    images = [*PNGS, b"not an image"]
+    whole = client.post("/v1/predict", files=upload(*images)).json()
+    lines = client.post("/v1/predict", files=upload(*images), headers={"accept": "application/x-ndjson"})
+    assert lines.headers["content-type"] == "application/x-ndjson"
+    head, *results = [json.loads(line) for line in lines.text.splitlines()]
+    assert head == {**whole, "results": [], "request_id": head["request_id"]}
+    assert results == whole["results"]
+
+
+def test_a_long_stream_keeps_its_order_and_needs_little_of_the_queue() -> None:
+    config = RequestConfig(max_batch=2, max_queued_tiles=4, max_files=64, runtime="torch")
+    bundle = Bundle(SPEC, network(), "f" * 16, PROBES)
+
+    async def results() -> list[int]:
+        service = make_service(bundle, config)
+        return [result.index async for part in service.stream(PNGS * 10) for result in part]
+
+    assert asyncio.run(results()) == list(range(30))

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from functools import cache
 from typing import Any
 
 import ray
@@ -18,14 +19,24 @@ from ray import serve as ray_serve
 
 from historay.errors import ConfigError, ServingError
 from historay.log import log_event, setup_logging
-from historay.models.bundle import load_bundle, read_spec
+from historay.models.bundle import read_spec
 from historay.models.registry import resolve
 from historay.ray_session import connect_ray
-from historay.serving.http import API_KEY, Service, build_app, digest_key, make_service
+from historay.serving.audit import located
+from historay.serving.http import build_app
+from historay.serving.keys import API_KEY, KeyRing, open_keys
 from historay.serving.limits import RequestConfig
+from historay.serving.metrics import Metrics
+from historay.serving.ray_metrics import RayCollector
+from historay.serving.replica import Replica
+from historay.serving.service import Service
 from historay.storage import open_store
 
 _START_TIMEOUT_S = 300
+# Ray's defaults are 30 s and 600 s. A replica takes about 10 s to come; one that goes too early comes back cold.
+_UPSCALE_DELAY_S = 5.0
+_DOWNSCALE_DELAY_S = 120.0
+_HAND_OVER_S = 5.0
 
 
 class ServeConfig(RequestConfig):
@@ -36,34 +47,56 @@ class ServeConfig(RequestConfig):
     store: str = "historay-store"
     """Where Historay keeps everything; a local path or s3://bucket/prefix."""
     host: str = "127.0.0.1"
-    """Address to listen on; any but loopback needs a key in HISTORAY_API_KEY."""
+    """Address to listen on; any but loopback needs a key in HISTORAY_API_KEY, or a keys file."""
+    keys_file: str | None = None
+    """File with the hashes of the keys that are let in (``historay keys``), then these alone; read again when it changes."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port to listen on."""
-    min_replicas: int = Field(default=1, ge=1)
-    """Replicas that are always there."""
+    min_replicas: int = Field(default=1, ge=0)
+    """Replicas that are always there; with 0 the first request after an idle time waits for a model to be loaded."""
     max_replicas: int = Field(default=1, ge=1)
     """Replicas under load."""
     cpus_per_replica: int = Field(default=1, ge=1)
     """CPUs that Ray sets aside for each replica, and threads of its network."""
-    max_ongoing_requests: int = Field(default=16, ge=1)
-    """Requests that one replica works on at once."""
+    max_ongoing_requests: int = Field(default=64, ge=1)
+    """Requests that one replica works on at once; batches form among them."""
     max_queued_requests: int = Field(default=128, ge=1)
     """Requests that wait for a replica; more are answered with 429 and Retry-After."""
+    alias_poll_s: float = Field(default=10.0, gt=0)
+    """How often a replica looks whether its alias names another version, seconds; a pinned version never changes."""
 
 
-_loaded: dict[str, Service] = {}  # of this replica's process
+_replicas: list[Replica] = []  # of this process: at most one
 
 
 def current_service() -> Service | None:
     """Returns what this replica has loaded, or None while it is loading."""
-    return _loaded.get("service")
+    return _replicas[0].current() if _replicas else None
 
 
-def load_service(config: ServeConfig, name: str, version: str) -> None:
-    """Loads a bundle into this replica's process."""
+def start_replica(config: ServeConfig, name: str, version: str) -> None:
+    """Loads a bundle into this replica's process and follows the alias that named it."""
     setup_logging()
     torch.set_num_threads(config.cpus_per_replica)
-    _loaded["service"] = make_service(load_bundle(open_store(config.store), name, version), config)
+    metrics = replica_metrics()
+    replica = Replica(config.store, config.model, config, config.cpus_per_replica, metrics)
+    replica.load(name, version)
+    _replicas[:] = [replica]
+    replica.follow(config.alias_poll_s)
+    threading.Thread(target=_hand_over_for_ever, args=(metrics,), name="metrics", daemon=True).start()
+
+
+@cache
+def replica_metrics() -> Metrics:
+    """Returns the numbers of this replica's process, which leave it through Ray."""
+    return Metrics(RayCollector())
+
+
+def _hand_over_for_ever(metrics: Metrics) -> None:
+    """Nobody asks a replica for its numbers, so that it hands them to Ray now and then."""
+    while True:
+        time.sleep(_HAND_OVER_S)
+        metrics.exposition()
 
 
 def serve(config: ServeConfig) -> None:
@@ -86,26 +119,28 @@ def start(config: ServeConfig) -> str:
 
     Raises ConfigError without a key on an address that others reach, ServingError if the port is taken or no replica comes up.
     """
-    key = os.environ.get(API_KEY)
-    if not is_loopback(config.host) and not key:
-        raise ConfigError(f"host={config.host} can be reached by others: set {API_KEY}, or listen on 127.0.0.1")
-    store = open_store(config.store)
-    # The store's own address: a replica stands in another folder, where a relative one leads nowhere.
-    config = config.model_copy(update={"store": store.uri})
-    name, version = resolve(store, config.model)
-    read_spec(store, name, version)
+    config, name, version, keys = _prepare(config)
     _refuse_taken_port(config)
     connect_ray()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray_serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": config.request_timeout_s + 5})
+    http = {"host": config.host, "port": config.port, "request_timeout_s": config.request_timeout_s + 5}
     try:
-        ray_serve.run(_application(config, name, version, digest_key(key) if key else None), name="historay", route_prefix="/")
+        ray_serve.start(http_options=http)
+        ray_serve.run(_application(config, name, version, keys), name="historay", route_prefix="/")
     except (RuntimeError, ray.exceptions.RayError) as error:
         ray_serve.shutdown()  # type: ignore[no-untyped-call]
         raise ServingError(f"no replica of {name}@{version} came up: {error}") from None
     _wait_until_ready(config)
     log_event("serve ready", model=f"{name}@{version}", host=config.host, port=config.port)
     return f"{name}@{version}"
+
+
+def application(config: ServeConfig) -> Any:
+    """Builds the endpoint for Ray Serve's config files: ``import_path: historay.serving.app:application``, ``args: {...}``.
+
+    Ray makes the ServeConfig from the args; the proxy's own address stands in the config file. Raises as ``start`` does.
+    """
+    return _application(*_prepare(config))
 
 
 def is_loopback(host: str) -> bool:
@@ -116,14 +151,28 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _application(config: ServeConfig, name: str, version: str, key_digest: str | None) -> Any:
-    app: FastAPI = build_app(current_service, config, key_digest)
+def _prepare(config: ServeConfig) -> tuple[ServeConfig, str, str, KeyRing | None]:
+    """Returns the config with the store's full address, the model's name and version, and the keys."""
+    keys = open_keys(config.keys_file)
+    if not is_loopback(config.host) and keys is None:
+        raise ConfigError(f"host={config.host} can be reached by others: set {API_KEY} or keys_file, or listen on 127.0.0.1")
+    store = open_store(config.store)
+    # Absolute addresses: a replica stands in another folder, where relative ones lead nowhere.
+    config = config.model_copy(update={"store": store.uri, "audit_log": located(config.audit_log)})
+    name, version = resolve(store, config.model)
+    read_spec(store, name, version)
+    return config, name, version, keys
+
+
+def _application(config: ServeConfig, name: str, version: str, keys: KeyRing | None) -> Any:
+    def app() -> FastAPI:  # called in each replica: metrics and the audit log's thread belong to its process
+        return build_app(current_service, config, keys, replica_metrics())
 
     class Endpoint:
         """One replica."""
 
         def __init__(self) -> None:
-            load_service(config, name, version)
+            start_replica(config, name, version)
 
         def check_health(self) -> None:
             if current_service() is None:
@@ -131,7 +180,14 @@ def _application(config: ServeConfig, name: str, version: str, key_digest: str |
 
     deployment = ray_serve.deployment(
         name="endpoint",
-        autoscaling_config={"min_replicas": config.min_replicas, "max_replicas": max(config.min_replicas, config.max_replicas)},
+        autoscaling_config={
+            "min_replicas": config.min_replicas,
+            "max_replicas": max(config.min_replicas, config.max_replicas),
+            # Half of what one works on: a replica that comes in time finds the others not yet full.
+            "target_ongoing_requests": config.max_ongoing_requests / 2,
+            "upscale_delay_s": _UPSCALE_DELAY_S,
+            "downscale_delay_s": _DOWNSCALE_DELAY_S,
+        },
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
         backpressure_config={"status_code": 429, "retry_after_s": 1},

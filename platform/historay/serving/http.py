@@ -1,116 +1,63 @@
 """The HTTP application: what comes in is limited, checked and answered; how replicas run is not its business."""
 
 import asyncio
-import hashlib
-import hmac
-import uuid
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
-from historay.data.decode import Limits
-from historay.errors import BadImage
-from historay.log import log_event
-from historay.models.bundle import Bundle
-from historay.serving.limits import RequestConfig
-from historay.serving.predictor import Predictor, PreparedImage
-from historay.serving.schema import ImageRefusal, ModelAnswer, PredictAnswer, Problem, RequestLimits, Status
+from historay.serving.audit import AuditLog
+from historay.serving.body import read_images
+from historay.serving.drift import DriftSummary
+from historay.serving.guard import Guard
+from historay.serving.keys import KeyRing
+from historay.serving.limits import MAX_EXPLAINED, RequestConfig
+from historay.serving.metrics import Metrics
+from historay.serving.ndjson import NDJSON, streamed
+from historay.serving.openapi import IMAGES_BODY, describe_fully, problems
+from historay.serving.page import PAGE_PATHS, add_page
+from historay.serving.problems import add_problems
+from historay.serving.rate import RateLimit
+from historay.serving.schema import ModelAnswer, PredictAnswer, Status
+from historay.serving.service import Refused, Service
 
-API_KEY = "HISTORAY_API_KEY"
-_OPEN_PATHS = {"/healthz", "/readyz"}
-_TOO_LARGE = {"too-many-bytes", "too-many-pixels"}
-_NOT_SUPPORTED = {"not-an-image", "cmyk", "16-bit", "unsupported-mode", "several-pages", "transparent"}
-
-
-class Refused(Exception):
-    """A whole request that is refused."""
-
-    def __init__(self, status: HTTPStatus, reason: str, detail: str, results: tuple[ImageRefusal, ...] = ()) -> None:
-        super().__init__(detail)
-        self.status, self.reason, self.detail, self.results = status, reason, detail, results
+_OPEN_PATHS = {"/healthz", "/readyz", *PAGE_PATHS}
+_NUMBERS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems(404)}
+_EXPLAINER = ThreadPoolExecutor(1, thread_name_prefix="explain")
 
 
-class Service:
-    """A predictor with its threads, and the requests that it answers."""
-
-    def __init__(self, predictor: Predictor, config: RequestConfig) -> None:
-        self.predictor, self.config = predictor, config
-        self._decoders = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
-        # One at a time: torch shares out the cores itself.
-        self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
-
-    async def predict(self, images: list[bytes], request_id: str) -> PredictAnswer:
-        """Answers for all images together; raises Refused if none of them can be used."""
-        loop = asyncio.get_running_loop()
-        prepared = await asyncio.gather(*(loop.run_in_executor(self._decoders, self._tried, data) for data in images))
-        results = await loop.run_in_executor(self._network, self.predictor.results, list(prepared))
-        refused = tuple(result for result in results if isinstance(result, ImageRefusal))
-        if len(refused) == len(results):
-            first = refused[0].error
-            status = _status_of(first.reason) if len(results) == 1 else HTTPStatus.UNPROCESSABLE_ENTITY
-            raise Refused(status, first.reason, first.detail, refused)
-        spec = self.predictor.bundle.spec
-        return PredictAnswer(
-            model=self.predictor.bundle.reference,
-            dataset=spec.dataset,
-            dataset_digest=spec.dataset_digest,
-            request_id=request_id,
-            operating_point=self.predictor.operating_point,
-            results=tuple(results),
-        )
-
-    def describe(self) -> ModelAnswer:
-        """Tells which model answers and what a request may hold."""
-        bundle, config = self.predictor.bundle, self.config
-        spec = bundle.spec
-        return ModelAnswer(
-            model=bundle.reference,
-            architecture=spec.architecture,
-            classes=spec.classes,
-            input_px=spec.preprocessing.input_px,
-            mpp=spec.mpp,
-            operating_point=self.predictor.operating_point,
-            temperature=spec.temperature,
-            dataset=spec.dataset,
-            dataset_digest=spec.dataset_digest,
-            accepted_leaks=spec.accepted_leaks,
-            created=spec.created,
-            limits=RequestLimits(
-                max_files=config.max_files,
-                max_body_bytes=config.max_body_bytes,
-                max_image_bytes=config.max_image_bytes,
-                max_pixels=config.max_pixels,
-            ),
-        )
-
-    def _tried(self, data: bytes) -> PreparedImage | BadImage:
-        try:
-            return self.predictor.prepare(data)
-        except BadImage as error:
-            return error
-
-
-def make_service(bundle: Bundle, config: RequestConfig) -> Service:
-    """Puts a bundle behind the limits of a configuration and runs it once."""
-    predictor = Predictor(bundle, Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_pixels))
-    predictor.warm_up()
-    return Service(predictor, config)
-
-
-def build_app(service: Callable[[], Service | None], config: RequestConfig, key_digest: str | None = None) -> FastAPI:
+def build_app(
+    service: Callable[[], Service | None], config: RequestConfig, keys: KeyRing | None = None, metrics: Metrics | None = None
+) -> FastAPI:
     """Builds the application; ``service`` gives what answers, or None while it is being loaded.
 
-    ``key_digest`` is ``digest_key`` of the API key that every request must carry; None asks for none.
+    ``keys`` of None asks for no key: only for an address that nobody else reaches. ``metrics`` are those that the service
+    counts into. Starts the thread of the audit log, so that it is to be called in the process that answers.
     """
-    app = FastAPI(title="Historay", description="Research software: not a medical device.", docs_url=None, redoc_url=None)
-    _add_errors(app)
+    metrics = metrics or Metrics()
+    audit = AuditLog(config.audit_log, lost=metrics.count_audit_lost)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(audit.close)
+
+    app = FastAPI(
+        title="Historay",
+        description="Research software: not a medical device.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    limit = RateLimit(config.max_requests_per_s, config.request_burst) if config.max_requests_per_s else None
+    app.add_middleware(Guard, keys=keys, limit=limit, metrics=metrics, audit=audit, open_paths=_OPEN_PATHS)
+    add_problems(app)
 
     def ready() -> Service:
         found = service()
@@ -118,140 +65,80 @@ def build_app(service: Callable[[], Service | None], config: RequestConfig, key_
             raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "not-ready", "the model is still being loaded; try again in a moment")
         return found
 
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        request.state.request_id = uuid.uuid4().hex
-        key = request.headers.get("authorization", "").removeprefix("Bearer ")
-        closed = key_digest is not None and request.url.path not in _OPEN_PATHS
-        if closed and not hmac.compare_digest(digest_key(key), str(key_digest)):
-            refused = Refused(HTTPStatus.UNAUTHORIZED, "wrong-key", "send a valid key as 'Authorization: Bearer KEY'")
-            return _problem(request, refused, headers={"WWW-Authenticate": "Bearer"})
-        response = await call_next(request)
-        response.headers["X-Request-Id"] = request.state.request_id
-        # The route, not the path: what a client writes there may name a person.
-        route = getattr(request.scope.get("route"), "path", "none")
-        log_event("request", id=request.state.request_id, route=route, status=response.status_code)
-        return response
+    metrics.watch_queue(lambda: found.num_waiting if (found := service()) else 0)
+    metrics.watch_drift(lambda: _drift_of(service()))
+    _add_state(app, ready, metrics)
+    _add_predict(app, ready, config, metrics)
+    add_page(app, ready)
+    describe_fully(app, _OPEN_PATHS, with_key=keys is not None)
+    return app
+
+
+def _drift_of(service: Service | None) -> dict[str, float]:
+    return {one.quantity: one.value for one in service.drift().quantities} if service is not None else {}
+
+
+def _add_state(app: FastAPI, ready: Callable[[], Service], metrics: Metrics) -> None:
+    """Adds what tells how the endpoint is, and what it is."""
 
     @app.get("/healthz")
     async def healthz() -> Status:
         return Status(status="ok")
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses=problems(503))
     async def readyz() -> Status:
         ready()
         return Status(status="ok")
 
-    @app.get("/v1/model")
+    @app.get("/v1/model", responses=problems(503))
     async def model() -> ModelAnswer:
         return ready().describe()
 
-    @app.post("/v1/predict", openapi_extra=_BODY, responses=_PROBLEMS)
-    async def predict(request: Request) -> PredictAnswer:
+    @app.get("/v1/model/drift", responses=problems(503))
+    async def drift() -> DriftSummary:
+        return ready().drift()
+
+    @app.get("/metrics", response_class=Response, responses=_NUMBERS)
+    async def numbers() -> Response:
+        text = metrics.exposition()
+        if text is None:
+            raise Refused(
+                HTTPStatus.NOT_FOUND, "elsewhere", "this endpoint's metrics are among Ray's, on each node's metrics port"
+            )
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_predict(app: FastAPI, ready: Callable[[], Service], config: RequestConfig, metrics: Metrics) -> None:
+    @app.post(
+        "/v1/predict",
+        response_model=PredictAnswer,
+        openapi_extra=IMAGES_BODY,
+        responses=problems(408, 413, 415, 422, 429, 503, 504),
+    )
+    async def predict(request: Request, explain: bool = False) -> Any:
         found = ready()
         try:
             async with asyncio.timeout(config.request_timeout_s):
-                return await found.predict(await _images(request, config), request.state.request_id)
+                started = time.perf_counter()
+                images = await read_images(request, config)
+                metrics.observe_stage("receive", time.perf_counter() - started)
+                if NDJSON in request.headers.get("accept", "") and not explain:
+                    return await streamed(found, images, request)
+                answering = _explained if explain else Service.predict
+                answer = await answering(found, images, request.state.request_id)
         except TimeoutError:
             detail = f"not answered within {config.request_timeout_s:g} s; send fewer images at once"
             raise Refused(HTTPStatus.GATEWAY_TIMEOUT, "too-slow", detail) from None
-
-    return app
-
-
-def digest_key(key: str) -> str:
-    """Returns SHA-256 of an API key, so that the key itself need not be kept or passed on."""
-    return hashlib.sha256(key.encode()).hexdigest()
+        request.state.answer, request.state.answered = answer, time.perf_counter()
+        # FastAPI would validate our own answer once more.
+        return Response(answer.model_dump_json(), media_type="application/json")
 
 
-async def _images(request: Request, config: RequestConfig) -> list[bytes]:
-    """Reads the images of a request, multipart or one raw body, never more than the limits allow."""
-    body = await _limited_body(request, config)
-    if not request.headers.get("content-type", "").startswith("multipart/"):
-        if not body:
-            raise Refused(
-                HTTPStatus.UNPROCESSABLE_ENTITY, "no-images", "the body is empty; send an image, or multipart with files"
-            )
-        return [body]
-    request._body = body  # starlette's own cache: the form is then parsed from what was counted
-    too_many = f"more than {config.max_files} files in one request; send them in several"
-    try:
-        async with request.form(max_files=config.max_files, max_fields=16) as form:
-            files = [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
-    except StarletteHTTPException as error:
-        if str(error.detail).startswith("Too many files"):
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-many-files", too_many) from None
-        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "bad-multipart", str(error.detail)) from None
-    if not files:
-        raise Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "no-images", "no file in the form; send one or many, under any name")
-    return files
-
-
-async def _limited_body(request: Request, config: RequestConfig) -> bytes:
-    """Reads the body and stops at the limit, whatever Content-Length says."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > config.max_body_bytes:
-            detail = f"the body is larger than {config.max_body_bytes} bytes; send fewer images at once"
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body-too-large", detail)
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _status_of(reason: str) -> HTTPStatus:
-    if reason in _TOO_LARGE:
-        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    return HTTPStatus.UNSUPPORTED_MEDIA_TYPE if reason in _NOT_SUPPORTED else HTTPStatus.UNPROCESSABLE_ENTITY
-
-
-def _add_errors(app: FastAPI) -> None:
-    """Every error leaves as problem JSON, without a stack trace or a path."""
-
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> JSONResponse:
-        return _problem(request, error)
-
-    @app.exception_handler(StarletteHTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        status = HTTPStatus(error.status_code)
-        return _problem(request, Refused(status, status.phrase.lower().replace(" ", "-"), str(error.detail)))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, _: RequestValidationError) -> JSONResponse:
-        return _problem(request, Refused(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid", "the request does not fit /openapi.json"))
-
-    @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> JSONResponse:
-        log_event("request failed", id=_request_id(request), error=type(error).__name__)
-        return _problem(request, Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "an error on the server's side"))
-
-
-def _problem(request: Request, error: Refused, headers: dict[str, str] | None = None) -> JSONResponse:
-    problem = Problem(
-        title=error.status.phrase,
-        status=error.status,
-        detail=error.detail,
-        reason=error.reason,
-        request_id=_request_id(request),
-        results=error.results,
-    )
-    media_type = "application/problem+json"
-    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers = {**(headers or {}), "Retry-After": "1"}
-    return JSONResponse(problem.model_dump(mode="json"), status_code=error.status, headers=headers, media_type=media_type)
-
-
-def _request_id(request: Request) -> str:
-    return str(getattr(request.state, "request_id", "none"))
-
-
-_FILES = {"type": "object", "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}}}
-_RAW = {"schema": {"type": "string", "format": "binary"}}
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"multipart/form-data": {"schema": _FILES}, "image/*": _RAW, "application/octet-stream": _RAW},
-    }
-}
-_PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (401, 413, 415, 422, 503, 504)}
+async def _explained(found: Service, images: list[bytes], request_id: str) -> PredictAnswer:
+    """Predicts with heat maps, which take a thread of their own, one request after the other."""
+    if len(images) > MAX_EXPLAINED:
+        detail = f"{len(images)} images; explain=true takes at most {MAX_EXPLAINED} in one request; send them in several"
+        raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-many-explained", detail)
+    predictor = found.predictor
+    answer = await found.predict(images, request_id)
+    return await asyncio.get_running_loop().run_in_executor(_EXPLAINER, predictor.explained, images, answer)

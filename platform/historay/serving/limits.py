@@ -5,9 +5,12 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from historay.config import Config
+from historay.models.runtime import RuntimeName
 
 # Boundary, headers and line ends of one multipart part.
 PART_OVERHEAD_BYTES = 512
+# Images in a request with explain=true: each takes a backward pass of its own, while others wait.
+MAX_EXPLAINED = 16
 
 
 class RequestConfig(Config):
@@ -23,8 +26,22 @@ class RequestConfig(Config):
     """Largest decoded image, width times height in pixels; read from the header before decoding."""
     request_timeout_s: float = Field(default=30.0, gt=0)
     """Longest time from a request's arrival at a replica to its answer, seconds; later is answered with 504."""
+    body_timeout_s: float = Field(default=20.0, gt=0)
+    """Longest time in which a request's body must arrive, seconds; slower is answered with 408."""
+    max_requests_per_s: float | None = Field(default=None, gt=0)
+    """Requests a second that one key may make of a replica, in the long run; more are answered with 429. None: no limit."""
+    request_burst: int = Field(default=32, ge=1)
+    """Requests that one key may make at once on top of max_requests_per_s, after a pause."""
+    audit_log: str = "stderr"
+    """Where a JSON line per request goes, without images or names: stderr, stdout, or a folder that replicas may share."""
     decode_threads: int = Field(default=2, ge=1)
-    """Threads of a replica that check and decode images; the network has one of its own."""
+    """Threads of a replica that check and decode images; the network has its own."""
+    runtime: RuntimeName = "auto"
+    """What runs the network; auto: bfloat16 on a GPU, else OpenVINO, in bfloat16 where the CPU computes in it."""
+    max_batch: int = Field(default=16, ge=1)
+    """Most tiles in one pass of the network; a pass takes what waits, and waits for nothing."""
+    max_queued_tiles: int = Field(default=512, ge=1)
+    """Tiles of a replica that wait for the network; more are answered with 429 and Retry-After."""
 
     @model_validator(mode="after")
     def _one_image_fits_the_body(self) -> Self:

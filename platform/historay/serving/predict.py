@@ -1,55 +1,31 @@
-"""Predicts images one after the other, with a bundle in this process or through an endpoint, and prints the answers."""
+"""Predicts images one after the other, with a bundle in this process or through an endpoint, and prints the answers.
+
+Millions of them are batch.py's, which needs Ray.
+"""
 
 import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
-import tyro
-from pydantic import Field, model_validator
 from rich.console import Console
 from rich.table import Table
 
-from historay.config import Config
 from historay.data.decode import Limits
-from historay.data.layouts import IMAGE_ENDINGS
-from historay.errors import BadImage, DataError, NotFound, Unreadable
+from historay.errors import BadImage
 from historay.models.bundle import load_bundle
 from historay.models.registry import resolve
+from historay.models.runtime import make_runtime
 from historay.serving.client import Client
-from historay.serving.http import API_KEY
+from historay.serving.inputs import Input, find_images, read_input
+from historay.serving.keys import API_KEY
+from historay.serving.predict_settings import PredictConfig
 from historay.serving.predictor import Predictor, refusal
 from historay.serving.schema import ImagePrediction, ImageRefusal, Result
-from historay.storage import Store, open_store, split_uri
+from historay.storage import open_store
 
 _AT_ONCE = 32  # images per request or forward pass
-
-
-class PredictConfig(Config):
-    """Predicts images, folders or s3:// prefixes with a bundle, or through an endpoint by --url."""
-
-    images: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Image files, folders of images, or s3:// addresses of either."""
-    model: str | None = None
-    """``name``, ``name@alias`` or ``name@version`` of a bundle in the store."""
-    store: str = "historay-store"
-    """Where Historay keeps everything; a local path or s3://bucket/prefix."""
-    url: str | None = None
-    """Endpoint to ask instead of a bundle; its key comes from HISTORAY_API_KEY."""
-    format: Literal["table", "json"] = "table"
-    """json prints one object a line."""
-    limit: int | None = Field(default=None, ge=1)
-    """Stop after so many images."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "PredictConfig":
-        if not self.images:
-            raise ValueError("no images: name files, folders or s3:// addresses")
-        if (self.model is None) == (self.url is None):
-            raise ValueError(f"model={self.model} and url={self.url}: give exactly one of --model and --url")
-        return self
 
 
 class Answer(NamedTuple):
@@ -60,7 +36,11 @@ class Answer(NamedTuple):
 
 
 def predict(config: PredictConfig) -> int:
-    """Prints an answer for each image and returns how many could not be used."""
+    """Prints an answer for each image, or writes all to ``out``, and returns how many could not be used."""
+    if config.out is not None:
+        from historay.serving.batch import predict_in_batch
+
+        return predict_in_batch(config)
     answers = predict_images(config)
     if config.format == "json":
         return sum(_print_json(answer) for answer in answers)
@@ -78,42 +58,28 @@ def predict(config: PredictConfig) -> int:
 
 def predict_images(config: PredictConfig) -> Iterator[Answer]:
     """Yields an answer for each image, in order; one that cannot be used is answered with the reason."""
-    addresses = itertools.islice(_addresses(config.images), config.limit)
+    images = itertools.islice(find_images(config.images), config.limit)
     ask = _through_endpoint(config.url) if config.url is not None else _with_bundle(config)
-    while batch := list(itertools.islice(addresses, _AT_ONCE)):
-        found = [_read(store, key) for store, key in batch]
+    while batch := list(itertools.islice(images, _AT_ONCE)):
+        found = [_read(image) for image in batch]
         readable = [data for data in found if isinstance(data, bytes)]
         answered = iter(ask(readable) if readable else [])
-        for (store, key), data in zip(batch, found, strict=True):
-            yield Answer(store.locate(key), next(answered) if isinstance(data, bytes) else data)
+        for image, data in zip(batch, found, strict=True):
+            yield Answer(image.store.locate(image.key), next(answered) if isinstance(data, bytes) else data)
 
 
-def _read(store: Store, key: str) -> bytes | ImageRefusal:
+def _read(image: Input) -> bytes | ImageRefusal:
     """Reads one image; one that cannot be read stops none of the others."""
     try:
-        return store.read(key)
-    except (NotFound, Unreadable) as error:
-        return refusal(0, BadImage(f"unreadable: {type(error).__name__}"))
-
-
-def _addresses(images: tuple[str, ...]) -> Iterator[tuple[Store, str]]:
-    for image in images:
-        folder, name = split_uri(image.rstrip("/"))
-        store = open_store(folder)
-        if store.exists(name):
-            yield store, name
-            continue
-        inside = open_store(image)
-        found = [item.key for item in inside.list() if PurePosixPath(item.key).suffix.lower() in IMAGE_ENDINGS]
-        if not found:
-            raise DataError(f"{image}: no such image, and no folder with any of {', '.join(sorted(IMAGE_ENDINGS))}")
-        yield from ((inside, key) for key in found)
+        return read_input(image.store, image.key)
+    except BadImage as error:
+        return refusal(0, error)
 
 
 def _with_bundle(config: PredictConfig) -> Callable[[list[bytes]], list[Result]]:
     store = open_store(config.store)
     bundle = load_bundle(store, *resolve(store, str(config.model)))
-    return Predictor(bundle, Limits()).predict
+    return Predictor(bundle, Limits(), make_runtime(bundle, config.runtime, os.cpu_count() or 1)).predict
 
 
 def _through_endpoint(url: str) -> Callable[[list[bytes]], list[Result]]:

@@ -2,9 +2,29 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from historay.serving.limits import MAX_EXPLAINED
+
 
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class InputReason(_Answer):
+    """One thing about an image for which its answer should not be relied on."""
+
+    code: str
+    """Short code: blank, not-he, unlike-training, blurred or pen."""
+    detail: str
+    """What was found, with the figures."""
+
+
+class InputCheck(_Answer):
+    """What the input gate says of an image, by limits that were fixed on the validation split."""
+
+    accepted: bool
+    """Whether the image is one that the model can be asked about."""
+    reasons: tuple[InputReason, ...]
+    """Why it is not; none where it is."""
 
 
 class ImagePrediction(_Answer):
@@ -18,6 +38,21 @@ class ImagePrediction(_Answer):
     """The class: at the operating point where the model has one, else the most probable."""
     probabilities: dict[str, float]
     """Probability of each class; they sum to 1."""
+    prediction_set: tuple[str, ...] | None
+    """The classes that the model's conformal rule does not rule out; None where the bundle has no rule."""
+    abstain: bool | None
+    """Whether the label should not be relied on: the set is not a single class, or the input gate did not accept the image.
+
+    None where the gate accepted the image, or there is none, and the bundle has no prediction sets.
+    """
+    abstain_reason: str | None = None
+    """Why, in words; None where it does not abstain."""
+    input: InputCheck | None = None
+    """What the input gate says; None where the bundle has no gate."""
+    heatmap_png: str | None = None
+    """With ``explain=true``: base64 of a PNG whose opacity is the evidence for the label (Grad-CAM), to lie over the image."""
+    heatmap_missing: str | None = None
+    """With ``explain=true``: why there is no heat map, in words; None where there is one."""
 
 
 class Refusal(_Answer):
@@ -78,6 +113,8 @@ class RequestLimits(_Answer):
     """Bytes of one encoded image."""
     max_pixels: int
     """Pixels of one decoded image, width times height."""
+    max_explained: int = MAX_EXPLAINED
+    """Images in one request with ``explain=true``."""
 
 
 class ModelAnswer(_Answer):
@@ -95,8 +132,14 @@ class ModelAnswer(_Answer):
     """Micrometres per pixel of the training tiles; None: unknown or mixed."""
     operating_point: OperatingThreshold | None
     """None where labels are the most probable class."""
-    temperature: float
-    """Divides the logits before the softmax."""
+    runtime: str
+    """What runs the network here, e.g. openvino-bf16."""
+    tolerance: float
+    """How far a probability may be from torch in fp32; a runtime beyond it on the bundle's probe tiles is refused."""
+    calibration: str
+    """The map from the network's probabilities to those answered, fitted on the validation split."""
+    prediction_sets: str | None
+    """What the prediction sets promise, and on what condition; None where the bundle has no rule."""
     dataset: str
     """The data set that it was trained on, name@version."""
     dataset_digest: str
