@@ -5,7 +5,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready-dev
 
-.PHONY: setup demo lint test bench lock
+PCAM ?= ../shared/data/pcam
+
+.PHONY: setup demo lint test bench bench-robustness lock chart kind kind-down
 
 setup: $(READY)
 
@@ -20,19 +22,44 @@ demo: setup
 	jobs/demo.sh
 
 lint: setup
-	$(BIN)/ruff check platform jobs tests bench
-	$(BIN)/ruff format --check platform jobs tests bench
+	$(BIN)/ruff check platform jobs tests bench helm
+	$(BIN)/ruff format --check platform jobs tests bench helm
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 
-# pytest -ra lists at its end what was skipped, with the reason.
+# The longest tests on Ray, which often wait, run beside all others. At the end of each part stands what was skipped, with the reason.
+LONGEST := tests/ray/test_search.py tests/ray/test_train.py tests/s3
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(LONGEST) --durations=12 > .pytest-longest.log 2>&1 & longest=$$!; failed=0; \
+	$(BIN)/pytest -m "not ray and not s3" --durations=12 || failed=1; \
+	$(BIN)/pytest -m "ray or s3" $(addprefix --ignore=,$(LONGEST)) --durations=12 || failed=1; \
+	wait $$longest || failed=1; cat .pytest-longest.log; exit $$failed
 
 bench: setup
 	$(BIN)/python bench/data.py
+	$(BIN)/python bench/loader.py $(PCAM)
+	$(BIN)/python bench/step.py
+	$(BIN)/python bench/evaluation.py
+	$(BIN)/python bench/search.py
+	$(BIN)/python bench/serving.py
+
+# About 6 minutes of one quiet core; PCAM is a folder with manifest.csv, train.tar and test.tar.
+bench-robustness: setup
+	$(BIN)/python bench/robustness.py $(PCAM)
 
 lock: setup
 	$(BIN)/uv pip compile -q pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate -o requirements/runtime.txt
 	$(BIN)/uv pip compile -q pyproject.toml --group dev --all-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate -c requirements/runtime.txt -o requirements/dev.txt
-	echo uv | $(BIN)/uv pip compile -q - --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate -c requirements/dev.txt -o requirements/uv.txt
+	printf 'uv\nuv-build\n' | $(BIN)/uv pip compile -q - --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate -c requirements/dev.txt -o requirements/uv.txt
+
+# What in the chart is made from other files: the schema of its values, its README.
+chart: setup
+	$(BIN)/python helm/refresh_schema.py
+	cd tests/cluster/helm-docs && go tool helm-docs --chart-search-root ../../../helm
+
+# From nothing to a served prediction on a laptop with Docker, and back to nothing.
+kind:
+	k8s/kind/up.sh
+
+kind-down:
+	k8s/kind/down.sh

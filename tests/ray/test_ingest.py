@@ -1,5 +1,6 @@
 """An ingest keeps what is good, says what is bad, and gives the same version for the same input."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,10 +12,14 @@ import pytest
 from images import encoded, png_of_claimed_size, texture
 from processes import COMMAND, environment, kill_all, wait_until
 
-from historay.data.dataset import Dataset, open_dataset
+from historay.data.dataset import Dataset, list_datasets, open_dataset
 from historay.data.ingest import IngestConfig, ingest
-from historay.errors import DataError, LeakError
+from historay.errors import DataError, LeakError, NotFound
+from historay.models.bundle import read_verified
+from historay.models.registry import resolve
 from historay.storage import LocalStore, open_store
+from historay.training.evaluate import EvaluateConfig, evaluate_run
+from historay.training.run import read_run
 from historay.training.settings import TrainConfig
 from historay.training.train import train
 
@@ -122,19 +127,70 @@ def test_a_killed_ingest_goes_on_where_it_stopped(ray_cluster: None, tiles: Path
     assert sum(finished.record.num_tiles.values()) == 803
 
 
-def test_a_planted_near_duplicate_across_splits_stops_training_and_names_both_tiles(ray_cluster: None, tmp_path: Path) -> None:
-    folder = tmp_path / "tiles"
-    folder.mkdir()
+def test_two_ingests_at_once_do_no_harm_and_give_one_version(ray_cluster: None, tiles: Path, tmp_path: Path) -> None:
+    config = IngestConfig(name="twice", source=str(tiles / "manifest.csv"), store=str(tmp_path / "store"))
+    home = tmp_path / "home"
+    home.mkdir()
+    command = [COMMAND, "ingest", "--name", "twice", "--source", config.source, "--store", config.store]
+    with (tmp_path / "log").open("wb") as log:
+        other = subprocess.Popen(command, env=environment(home), stderr=log)
+        try:
+            ours = ingest(config)
+            assert other.wait(timeout=240) == 0, (tmp_path / "log").read_text()
+        finally:
+            kill_all(home)
+    assert [record.version for record in list_datasets(ours.store, "twice")] == [ours.record.version]
+    assert sum(ours.record.num_tiles.values()) == 803
+    seen = [tile for split in ("train", "val", "test") for table in ours.tables(split) for tile in table["tile_id"].to_pylist()]
+    assert sorted(seen) == ours.manifest(["tile_id"])["tile_id"].to_pylist()
+
+
+@pytest.fixture(scope="session")
+def leaking(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A given split in which tile 0 of train stands in test again, turned and saved at quality 60."""
+    folder = tmp_path_factory.mktemp("leaking")
     rows = []
     for number in range(60):
         (folder / f"{number}.jpg").write_bytes(encoded(texture(number)))
-        rows.append(f"{number}.jpg,{'ab'[number % 2]},{('train', 'val', 'test')[number % 3]}")
+        rows.append(f"{number}.jpg,{'ab'[number % 2]},{('train', 'val', 'test')[number // 2 % 3]}")
     (folder / "copy.jpg").write_bytes(encoded(np.ascontiguousarray(np.rot90(texture(0))), quality=60))
     (folder / "manifest.csv").write_text("\n".join(["path,label,split", *rows, "copy.jpg,a,test"]))
-    leaking = ingest(IngestConfig(name="leaky", source=str(folder / "manifest.csv"), store=str(tmp_path / "store")))
+    return ingest(IngestConfig(name="leaky", source=str(folder / "manifest.csv"), store=str(folder / "store")))
+
+
+def test_a_planted_near_duplicate_across_splits_stops_training_and_names_both_tiles(leaking: Dataset) -> None:
     (leak,) = leaking.record.leaks
     sources = leaking.leaks().to_pydict()
     assert {*sources["source_a"], *sources["source_b"]} == {"0.jpg", "copy.jpg"}
-    config = TrainConfig(run="r", dataset="leaky", store=leaking.store.uri, epochs=2, batch_size=8)
+    config = TrainConfig(run="refused", dataset="leaky", store=leaking.store.uri, epochs=2, batch_size=8)
     with pytest.raises(LeakError, match=rf"near-duplicate: 1 pair\(s\) .*{leak.tile_a} and {leak.tile_b}"):
         train(config)
+
+
+def test_a_leak_accepted_by_name_is_stamped_on_run_report_card_and_bundle(leaking: Dataset) -> None:
+    store = leaking.store
+    train(
+        TrainConfig(run="accepted", dataset="leaky", store=store.uri, epochs=2, batch_size=8, accept_leaks=("near-duplicate",))
+    )
+    assert read_run(store, "accepted").accepted_leaks == ("near-duplicate",)
+    evaluate_run(EvaluateConfig(run="accepted", store=store.uri, num_resamples=100, robustness_tiles=0))
+    name, version = resolve(store, "accepted@candidate")
+    bundle = read_verified(store, name, version)
+    assert json.loads(bundle["model.json"])["accepted_leaks"] == ["near-duplicate"]
+    assert json.loads(bundle["report.json"])["provenance"]["accepted_leaks"] == ["near-duplicate"]
+    for page in ("report.html", "MODEL_CARD.md"):
+        assert "LEAKS ACCEPTED: near-duplicate" in bundle[page].decode()
+
+
+def test_an_error_of_ours_in_a_worker_comes_out_as_it_was_raised(ray_cluster: None) -> None:
+    import ray.data
+
+    from historay.ray_session import run_pipeline
+
+    def gone(row: dict[str, int]) -> dict[str, int]:
+        raise NotFound(f"chunk {row['item']} is gone")
+
+    with pytest.raises(NotFound) as raised:
+        list(run_pipeline(ray.data.from_items([7]).map(gone), "a pipeline", 1))
+    assert type(raised.value) is NotFound
+    assert str(raised.value) == "chunk 7 is gone"

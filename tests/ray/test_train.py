@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from processes import COMMAND, environment, historay, kill_all, processes_of, wait_until
+from processes import COMMAND, environment, historay, kill_all, leftovers, processes_of, wait_until
 
 from historay.data.dataset import Dataset
 from historay.errors import ConfigError
@@ -43,6 +43,10 @@ def test_two_workers_train_a_model_that_learns(dataset: Dataset, unbroken: Train
     assert len(complete_epochs(dataset.store, "unbroken")) <= 2, "the last and the best"
 
 
+def test_nothing_of_a_run_outlives_it_though_its_driver_does(unbroken: TrainConfig) -> None:
+    wait_until(lambda: not leftovers(), 60, f"the end of {leftovers()}")
+
+
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(dataset: Dataset, unbroken: TrainConfig) -> None:
     assert train(unbroken) == "unbroken"
     with pytest.raises(ConfigError, match=r"run unbroken exists with other settings: lr was 0\.002, now 0\.1"):
@@ -63,6 +67,14 @@ def test_a_worker_killed_in_mid_epoch_is_replaced_and_the_run_ends_as_an_unbroke
     assert_complete(dataset, config)
     broken, whole = (read_metrics(dataset.store, name)[-1] for name in ("worker-killed", "unbroken"))
     assert broken["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-3), "a resumed epoch draws what it would have drawn"
+
+
+def test_a_share_too_large_for_memory_is_streamed_and_ends_with_the_same_steps(dataset: Dataset, unbroken: TrainConfig) -> None:
+    config = unbroken.model_copy(update={"run": "streamed", "epochs": 4, "cache_gib": 0.0})
+    train(config)
+    assert_complete(dataset, config)
+    lines = read_metrics(dataset.store, "streamed")
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
 
 
 def test_a_killed_driver_is_followed_by_another_that_ends_the_run(

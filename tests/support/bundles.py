@@ -1,10 +1,11 @@
 """A small untrained model, to be saved, served and tampered with."""
 
+import numpy as np
 import torch
 
 from historay.data.transforms import Preprocessing
 from historay.evaluation.operating_point import OperatingPoint
-from historay.models.bundle import BundleSpec
+from historay.models.bundle import BundleSpec, make_probes
 from historay.models.zoo import build_model
 
 SPEC = BundleSpec(
@@ -28,3 +29,6 @@ SPEC = BundleSpec(
 def network() -> torch.nn.Module:
     torch.manual_seed(1)
     return build_model("small_cnn", 2, 48).eval()
+
+
+PROBES = make_probes(network(), np.random.default_rng(0).integers(0, 256, (4, 48, 48, 3), dtype=np.uint8), SPEC.preprocessing)

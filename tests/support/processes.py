@@ -13,12 +13,13 @@ COMMAND = Path(sys.executable).with_name("historay")
 
 
 def environment(home: Path) -> dict[str, str]:
-    return {**os.environ, "HOME": str(home), "COLUMNS": "200"}
+    # Ray's workers otherwise give way to everything else on the machine, such as the other half of the tests.
+    return {**os.environ, "HOME": str(home), "COLUMNS": "200", "RAY_worker_niceness": "0"}
 
 
-def historay(*arguments: str, home: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+def historay(*arguments: str, home: Path, cwd: Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [COMMAND, *arguments], env=environment(home), cwd=cwd, capture_output=True, text=True, timeout=400, check=False
+        [COMMAND, *arguments], env=environment(home), cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
@@ -47,6 +48,17 @@ def kill_all(home: Path) -> None:
             continue
 
 
+def leftovers() -> list[str]:
+    """What the cluster still holds: placement groups, and actors of trials, runs and their workers."""
+    import ray
+    from ray.util.state import list_actors
+
+    groups = [name for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"]
+    names = {"TrainController", "RayTrainWorker", "ImplicitFunc"}
+    actors = [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000)]
+    return groups + [actor for actor in actors if actor.rsplit(".", 1)[-1] in names]
+
+
 def wait_until(happened: Callable[[], bool], timeout_s: float, what: str) -> None:
     deadline = time.monotonic() + timeout_s
     while not happened():
@@ -58,3 +70,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def wait_for_port(port: int, server: "subprocess.Popen[bytes]") -> None:
+    """Returns once the server listens on the loopback port; fails if it ends or takes longer than 30 s."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        assert server.poll() is None, f"{server.args!r} ended with status {server.returncode}"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"nothing listens on port {port} after 30 s")

@@ -1,0 +1,75 @@
+"""historay submit --address on a real, plain Ray cluster: the same words and statuses as on Kubernetes."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from processes import wait_until
+from ray.job_submission import JobSubmissionClient
+
+from historay.cli import _STAGES
+from historay.cluster.commands import submit
+from historay.cluster.ray_jobs import RayJobs
+from historay.errors import ClusterError, Unreachable
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(900),  # each job starts a worker and a driver of its own
+    # Ray Data warns of fields of its own when it is first used.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
+
+
+@pytest.fixture(scope="module")
+def address(ray_cluster: None) -> str:
+    from ray._private.worker import get_dashboard_url
+
+    url = f"http://{get_dashboard_url()}"
+    wait_until(lambda: _takes_jobs(url), 300, "the cluster taking jobs")
+    return url
+
+
+def _takes_jobs(url: str) -> bool:
+    try:
+        JobSubmissionClient(url).submit_job(entrypoint="true")
+    except (RuntimeError, OSError):  # no dashboard or no agent is there yet: the first half minute of a cluster
+        return False
+    return True
+
+
+@pytest.fixture
+def run(address: str, tmp_path: Path) -> Callable[..., int]:
+    """Submits a stage with its settings; the cluster's jobs find this environment's historay."""
+
+    def command(stage: str, settings: dict[str, object], *flags: str) -> int:
+        path = tmp_path / f"{stage}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        environment = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
+        return submit([stage, str(path), "--address", address, "--env", environment, *flags], _STAGES)
+
+    return command
+
+
+def test_a_stage_runs_there_and_its_log_and_status_come_back(
+    run: Callable[..., int], tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(tmp_path / "store")
+    assert run("ingest", {"name": "small", "source": str(tiles / "manifest.csv"), "store": store}) == 0
+    out, err = capsys.readouterr()
+    assert "ingest done dataset=small@" in out
+    assert re.search(r"ingest-small-\w+: succeeded\n$", err)
+    assert run("evaluate", {"run": "absent", "store": store}, "--cpus", "1") == 1
+    out, err = capsys.readouterr()
+    assert "no run 'absent'; there is none" in out
+    assert "the stage failed; the reason is at the end of its log" in err
+
+
+def test_an_unknown_job_and_an_address_that_nobody_has_are_told(address: str) -> None:
+    with pytest.raises(ClusterError, match="has no job nobody; historay jobs list --address"):
+        RayJobs(address).view("nobody")
+    with pytest.raises(Unreachable, match="does not answer; it must be the address of the Ray dashboard"):
+        RayJobs("http://127.0.0.1:1")
