@@ -27,13 +27,15 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 
-# The longest tests on Ray, which often wait, run beside all others. At the end of each part stands what was skipped, with the reason.
+# The longest tests on Ray, which often wait, run beside all others. The last lines say of every part what failed and how it ended.
 LONGEST := tests/ray/test_search.py tests/ray/test_train.py tests/s3
+PARTS := .pytest-longest.log .pytest-fast.log .pytest-ray.log
 test: lint
 	$(BIN)/pytest $(LONGEST) --durations=12 > .pytest-longest.log 2>&1 & longest=$$!; failed=0; \
-	$(BIN)/pytest -m "not ray and not s3" --durations=12 || failed=1; \
-	$(BIN)/pytest -m "ray or s3" $(addprefix --ignore=,$(LONGEST)) --durations=12 || failed=1; \
-	wait $$longest || failed=1; cat .pytest-longest.log; exit $$failed
+	$(BIN)/pytest -m "not ray and not s3" --durations=12 2>&1 | tee .pytest-fast.log || failed=1; \
+	$(BIN)/pytest -m "ray or s3" $(addprefix --ignore=,$(LONGEST)) --durations=12 2>&1 | tee .pytest-ray.log || failed=1; \
+	wait $$longest || failed=1; cat .pytest-longest.log; \
+	grep -hE '^(FAILED|ERROR|SKIPPED)' $(PARTS) || true; tail -qn 1 $(PARTS); exit $$failed
 
 bench: setup
 	$(BIN)/python bench/data.py

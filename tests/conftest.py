@@ -1,5 +1,6 @@
 """What all tests share: a store, one Ray cluster, a real S3 server, the real data beside the checkout."""
 
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ S3_KEYS = {"AWS_ACCESS_KEY_ID": "historay-test", "AWS_SECRET_ACCESS_KEY": "not-a
 # A busy machine is no failure: timings decide nothing here.
 settings.register_profile("historay", deadline=None)
 settings.load_profile("historay")
+# A shell's background job ignores Ctrl-C and so would all that the tests start and then interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
