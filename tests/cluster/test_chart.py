@@ -249,6 +249,22 @@ def test_kueues_queue_is_a_label_of_the_rayservice(helm: Path) -> None:
     assert labels["kueue.x-k8s.io/queue-name"] == "histology"
 
 
+def test_what_kueue_admits_has_a_fixed_size_since_it_refuses_an_autoscaled_cluster(helm: Path) -> None:
+    sizes = {"minReplicas": 2, "maxReplicas": 7}
+    cluster = ray_cluster(render(helm, {"kueue": {"queueName": "histology"}, "workers": sizes}))
+    assert cluster["enableInTreeAutoscaling"] is False
+    assert cluster["workerGroupSpecs"][0]["replicas"] == 2
+    assert not pod_templates(cluster)["head"]["spec"]["automountServiceAccountToken"]  # nobody there asks Kubernetes
+    assert "replicas" not in ray_cluster(render(helm, {"workers": sizes}))["workerGroupSpecs"][0]
+
+
+def test_jobs_by_the_clock_stand_in_the_queue_themselves(helm: Path) -> None:
+    job = {"name": "nightly", "schedule": "0 3 * * *", "args": ["predict"]}
+    made = only(render(helm, {"kueue": {"queueName": "histology"}, "cronJobs": [job]}), "CronJob")
+    assert made["spec"]["jobTemplate"]["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "histology"}
+    assert "kueue.x-k8s.io/queue-name" not in made["metadata"]["labels"]  # Kueue reads it from the Jobs alone
+
+
 def test_a_name_too_long_for_kuberay_is_cut_and_one_that_it_refuses_is_refused(helm: Path) -> None:
     assert len(only(render(helm, release="r" * 50), "RayService")["metadata"]["name"]) == 47
     with pytest.raises(Refused, match="set fullnameOverride"):

@@ -32,6 +32,11 @@ app.kubernetes.io/part-of: {{ include "historay.fullname" . | quote }}
 {{- end -}}
 {{- end }}
 
+{{/* Whether Ray adds and removes workers: not in a queue, where Kueue admits a fixed number or nothing. */}}
+{{- define "historay.autoscaled" -}}
+{{- not .Values.kueue.queueName -}}
+{{- end }}
+
 {{- define "historay.image" -}}
 {{- with .Values.image -}}
 {{- if .digest -}}
