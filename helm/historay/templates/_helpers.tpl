@@ -37,6 +37,11 @@ app.kubernetes.io/part-of: {{ include "historay.fullname" . | quote }}
 {{- not .Values.kueue.queueName -}}
 {{- end }}
 
+{{/* Whether there is a pod of `helm test`: traffic in steps leaves it no Service to ask. */}}
+{{- define "historay.tested" -}}
+{{- if and .Values.tests.enabled (ne .Values.upgrade.strategy "NewClusterWithIncrementalUpgrade") }}yes{{ end -}}
+{{- end }}
+
 {{- define "historay.image" -}}
 {{- with .Values.image -}}
 {{- if .digest -}}
