@@ -289,6 +289,18 @@ def test_by_the_clock_runs_the_command_with_the_endpoints_key_and_store(helm: Pa
         ({"serve": {"store": "demo/store"}}, "pods share no folder; use s3://"),
         ({"serve": {"host": "127.0.0.1"}}, "cannot be reached from another pod"),
         ({"serve": {"min_replicas": 0}}, "no request could wake one"),
+        ({"serve": {"cpus_per_replica": 3}}, "workers.cpu=2 holds no replica of serve.cpus_per_replica=3; raise workers.cpu"),
+        ({"serve": {"cpus_per_replica": 2}, "workers": {"cpu": "900m"}}, "workers.cpu=900m holds no replica"),
+        ({"workers": {"gpus": 1, "gpusPerReplica": 2}}, "workers.gpus=1 holds no replica of workers.gpusPerReplica=2"),
+        ({"serve": {"min_replicas": 7}}, "serve.min_replicas=7 is more than the 6 that fit 3 workers"),
+        (
+            {"serve": {"min_replicas": 5}, "workers": {"cpu": "8", "gpus": 1, "gpusPerReplica": 0.5, "maxReplicas": 2}},
+            "serve.min_replicas=5 is more than the 4 that fit 2 workers",
+        ),
+        (
+            {"serve": {"min_replicas": 3}, "kueue": {"queueName": "team"}},
+            "serve.min_replicas=3 is more than the 2 that fit 1 workers",
+        ),
         ({"s3": {"existingSecret": "a", "accessKeyId": "b"}}, "are both set; use one"),
         ({"redis": {"enabled": True}}, "redis"),
         ({"httpRoute": {"enabled": True}}, "httpRoute"),
@@ -306,3 +318,8 @@ def test_by_the_clock_runs_the_command_with_the_endpoints_key_and_store(helm: Pa
 def test_values_that_disagree_are_refused_by_name(helm: Path, values: dict[str, object], said: str) -> None:
     with pytest.raises(Refused, match=said):
         render(helm, values)
+
+
+@pytest.mark.parametrize("cpu", ["1500m", "2", "1.2", "2000m", "0.002k"])
+def test_a_replica_fits_the_cpus_that_kuberay_tells_ray_of(helm: Path, cpu: str) -> None:
+    render(helm, {"workers": {"cpu": cpu}, "serve": {"cpus_per_replica": 2}})  # a part of a CPU counts as one
