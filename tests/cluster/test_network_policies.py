@@ -20,14 +20,15 @@ VALUES = {
 }
 RAY = {"app.kubernetes.io/instance": "demo", "app.kubernetes.io/part-of": "demo-historay", "ray.io/is-ray-node": "yes"}
 RELEASED = {key: RAY[key] for key in ("app.kubernetes.io/instance", "app.kubernetes.io/part-of")}
-TESTER = RELEASED | {"app.kubernetes.io/name": "historay", "app.kubernetes.io/component": "test", "demo-historay-client": "true"}
+CLIENT = {"demo-historay-client": "true"}
+TESTER = RELEASED | CLIENT | {"app.kubernetes.io/name": "historay", "app.kubernetes.io/component": "test"}
 PODS = {
     "head": Pod("team", RAY | {"ray.io/node-type": "head"}),
     "worker": Pod("team", RAY | {"ray.io/node-type": "worker"}),
     "redis cleanup": Pod("team", RAY | {"ray.io/node-type": "redis-cleanup"}),
     "other release's worker": Pod("team", RAY | {"app.kubernetes.io/part-of": "other-historay", "ray.io/node-type": "worker"}),
-    "client": Pod("team", {"demo-historay-client": "true"}),
-    "client of another namespace": Pod("elsewhere", {"demo-historay-client": "true"}),
+    "client": Pod("team", CLIENT),
+    "client of another namespace": Pod("elsewhere", CLIENT),
     "neighbour": Pod("team", {"app": "something"}),
     "cron": Pod(
         "team",

@@ -14,6 +14,7 @@ import yaml
 from apiserver import Cluster
 from kuberay import Operator
 from processes import COMMAND, wait_until
+from urllib3.exceptions import ReadTimeoutError
 
 from historay.cli import _STAGES
 from historay.cluster.commands import jobs as manage
@@ -23,6 +24,7 @@ from historay.cluster.settings import SubmitConfig
 from historay.cluster.stages import Stage, job_name
 from historay.errors import ClusterError, ConfigError, Unreachable
 from historay.serving.predict_settings import PredictConfig
+from historay.training.evaluate import EvaluateConfig
 from historay.training.settings import TrainConfig
 
 TRAIN = Stage("train", TrainConfig(run="demo", dataset="demo", store="s3://bucket/store"))
@@ -175,6 +177,43 @@ def test_what_the_server_does_not_know_is_refused_and_leaves_nothing(
     assert "train-demo-1" not in names
 
 
+def test_a_job_whose_acceptance_was_not_heard_keeps_its_settings_and_is_named(
+    jobs: KubernetesJobs, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = jobs._custom.create_namespaced_custom_object
+
+    def create_unheard(*arguments: object, **options: object) -> None:
+        create(*arguments, **options)
+        raise ReadTimeoutError(None, "", "Read timed out.")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs._custom, "create_namespaced_custom_object", create_unheard)
+    with pytest.raises(Unreachable, match="may have taken train-demo-1: historay jobs wait train-demo-1 --namespace"):
+        jobs.submit(TRAIN, CLUSTER, "train-demo-1")
+    assert [rayjob["metadata"]["name"] for rayjob in operator.rayjobs()] == ["train-demo-1"]
+    assert operator.core.read_namespaced_config_map("train-demo-1", operator.namespace).data
+
+
+def test_a_job_runs_all_the_same_where_its_settings_cannot_be_made_its_own(
+    cluster: Cluster,
+    operator: Operator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    role = yaml.safe_load((REPOSITORY / "k8s" / "base" / "role-submitter.yaml").read_text())
+    role["metadata"] = {"name": "submitter"}
+    role["rules"][1]["verbs"].remove("patch")
+    cluster.kubectl("apply", "-n", operator.namespace, "-f", "-", stdin=json.dumps(role))
+    account = f"--serviceaccount={operator.namespace}:default"
+    cluster.kubectl("create", "rolebinding", "submitter", "--role=submitter", account, "-n", operator.namespace)
+    token = cluster.kubectl("create", "token", "default", "-n", operator.namespace).strip()
+    _context(cluster, tmp_path, monkeypatch, token=token)
+    with caplog.at_level("INFO", "historay"):
+        KubernetesJobs(operator.namespace, None).submit(TRAIN, CLUSTER, "train-demo-1")
+    assert len(operator.rayjobs()) == 1
+    assert 'cannot patch resource "configmaps"' in caplog.text
+
+
 def test_detach_returns_once_the_job_is_accepted(
     run: Callable[..., int], operator: Operator, train_yaml: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +303,40 @@ def test_list_wait_and_cancel_by_name(
     assert run("jobs", "cancel", "train-demo-1") == 0
     with pytest.raises(ClusterError, match="has no job train-demo-1; historay jobs list"):
         run("jobs", "wait", "train-demo-1")
+
+
+def test_jobs_that_have_ended_are_removed_and_make_room_in_the_quota(
+    cluster: Cluster,
+    run: Callable[..., int],
+    jobs: KubernetesJobs,
+    operator: Operator,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster.kubectl("create", "quota", "team", "--hard=count/rayjobs.ray.io=2", "-n", operator.namespace)
+    wait_until(lambda: _counted(cluster, operator.namespace), 180, "the quota's first count of RayJobs")
+    evaluate, predict = Stage("evaluate", EvaluateConfig(run="demo", store="s3://bucket/store")), Stage("predict", PREDICT)
+    jobs.submit(TRAIN, CLUSTER, "train-demo-1")
+    jobs.submit(evaluate, CLUSTER, "evaluate-demo-1")
+    operator.status("train-demo-1", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    with pytest.raises(ClusterError, match="quota team is full of jobs; historay jobs clean removes those that have ended"):
+        jobs.submit(predict, CLUSTER, "predict-1")
+    assert run("jobs", "clean") == 0
+    assert capsys.readouterr().err == "train-demo-1: removed (succeeded)\n"
+    assert [rayjob["metadata"]["name"] for rayjob in operator.rayjobs()] == ["evaluate-demo-1"]
+    wait_until(lambda: _accepts(jobs, predict), 180, "room in the quota")
+
+
+def _counted(cluster: Cluster, namespace: str) -> bool:
+    return "count/rayjobs.ray.io" in cluster.get("quota", "team", "-n", namespace).get("status", {}).get("used", {})
+
+
+def _accepts(jobs: KubernetesJobs, stage: Stage) -> bool:
+    """Whether the quota, which is counted every ten seconds, lets it in."""
+    try:
+        jobs.submit(stage, CLUSTER, "predict-1")
+    except ClusterError:
+        return False
+    return True
 
 
 def _pipeline(folder: Path, **changed: str) -> Path:

@@ -3,10 +3,11 @@
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from apiserver import Cluster
@@ -20,6 +21,7 @@ from historay.cluster.jobs import JobView
 from historay.cluster.kube import KubernetesJobs
 from historay.cluster.settings import SubmitConfig
 from historay.cluster.stages import Stage
+from historay.errors import Unreachable
 from historay.training.settings import TrainConfig
 
 TRAIN = Stage("train", TrainConfig(run="demo", dataset="demo", store="s3://bucket/store"))
@@ -385,6 +387,34 @@ def test_the_log_is_streamed_while_the_job_runs_and_survives_a_broken_connection
     operator.status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
     following.end()
     assert following.out.getvalue().splitlines() == ["epoch=1 val_auc=0.71", "épochè=2", "epoch=3", "train done"]
+
+
+def test_no_line_is_printed_twice_where_the_server_was_away_for_a_moment(
+    jobs: KubernetesJobs, operator: Operator, kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = _submitter_runs(jobs, operator, kubelet)
+    ask, away = jobs._submitters, threading.Event()
+
+    def ask_or_fail(name: str) -> list[dict[str, Any]]:
+        if away.is_set():
+            raise Unreachable("the API server does not answer")
+        return ask(name)
+
+    monkeypatch.setattr(jobs, "_submitters", ask_or_fail)
+    following = Following(jobs)
+    operator.status(JOB, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    kubelet.write(pod, "epoch=1", "epoch=2")
+    wait_until(lambda: _printed(following)(2), 120, "the first lines")
+    away.set()
+    kubelet.drop()  # the next look for the pods fails
+    time.sleep(1)  # some of them
+    away.clear()
+    kubelet.write(pod, "train done")
+    kubelet.end(pod)
+    wait_until(lambda: _printed(following)(3), 120, "the last line")
+    operator.status(JOB, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    following.end()
+    assert following.out.getvalue().splitlines() == ["epoch=1", "epoch=2", "train done"]
 
 
 def test_the_log_of_an_ended_job_is_printed_whole(jobs: KubernetesJobs, operator: Operator, kubelet: Kubelet) -> None:
