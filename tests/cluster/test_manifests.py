@@ -163,6 +163,25 @@ def test_jobs_differ_in_no_more_than_stage_size_and_deadline(cluster: Cluster) -
     assert len({common(job) for job in _rayjobs(cluster, "jobs")}) == 1
 
 
+# On the one node of `make kind` that takes pods: kindnet, CoreDNS twice, KubeRay's operator, the trial store.
+STAYS = 0.1 + 2 * 0.1 + 0.1 + 0.25
+
+
+def _cpus(pod: Object) -> float:
+    asked = pod["spec"]["containers"][0]["resources"]["requests"]["cpu"]
+    return float(asked[:-1]) / 1000 if asked.endswith("m") else float(asked)
+
+
+@pytest.mark.parametrize("stage", ["ingest", "train", "evaluate"])
+def test_a_stage_of_make_kind_fits_a_laptop_of_6_cpus_and_makes_room_for_the_next(cluster: Cluster, stage: str) -> None:
+    (job,) = (job for job in _rayjobs(cluster, "overlays/kind/jobs") if job["metadata"]["name"] == stage)
+    ray = job["spec"]["rayClusterSpec"]
+    (group,) = ray["workerGroupSpecs"]
+    workers = group["replicas"] * _cpus(group["template"])
+    assert _cpus(ray["headGroupSpec"]["template"]) + workers + _cpus(job["spec"]["submitterPodTemplate"]) + STAYS <= 6
+    assert job["spec"]["ttlSecondsAfterFinished"] <= 10  # the next one waits for as long
+
+
 def _assert_admitted(cluster: Cluster, pod: Object) -> None:
     dry_run = ("create", "-n", "historay", "--dry-run=server", "--validate=strict", "-f", "-")
     said = cluster.kubectl(*dry_run, stdin=json.dumps(pod), check=False)
@@ -171,7 +190,7 @@ def _assert_admitted(cluster: Cluster, pod: Object) -> None:
 
 @pytest.mark.parametrize("folder", ["jobs", "overlays/kind/jobs", "overlays/gpu/jobs"])
 def test_the_namespace_admits_the_pods_of_every_job(cluster: Cluster, historay_namespace: str, folder: str) -> None:
-    cluster.kubectl("wait", "-n", "historay", "--for=create", "serviceaccount/historay-jobs", "--timeout=30s")
+    cluster.kubectl("wait", "-n", "historay", "--for=create", "serviceaccount/historay-jobs", "--timeout=180s")
     if folder == "overlays/gpu/jobs":
         cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(K8S / "overlays" / "gpu"))
     for job in _rayjobs(cluster, folder):

@@ -119,4 +119,4 @@ def _services(cluster: Cluster, namespace: str, selector: str) -> list[Object]:
 
 
 def _eventually(happened: Callable[[], bool], what: str) -> None:
-    wait_until(happened, 60, what)
+    wait_until(happened, 240, what)

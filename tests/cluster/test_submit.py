@@ -1,6 +1,5 @@
 """historay submit against a real API server: what is created, refused and cancelled, and what the user reads."""
 
-import json
 import os
 import pty
 import signal
@@ -30,14 +29,7 @@ from historay.training.settings import TrainConfig
 TRAIN = Stage("train", TrainConfig(run="demo", dataset="demo", store="s3://bucket/store"))
 PREDICT = PredictConfig(images=("s3://bucket/tiles",), model="demo", store="s3://bucket/store")
 CLUSTER = SubmitConfig(image="registry/historay:1")
-REPOSITORY = Path(__file__).parent.parent.parent
 TRAIN_YAML = {"run": "demo", "dataset": "demo", "store": "s3://bucket/store"}
-
-
-@pytest.fixture
-def jobs(cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch) -> KubernetesJobs:
-    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-    return KubernetesJobs(namespace, None)
 
 
 @pytest.fixture
@@ -100,7 +92,9 @@ def test_a_cancelled_job_takes_its_settings_with_it(jobs: KubernetesJobs, operat
     assert operator.rayjobs() == []
     maps = operator.core.list_namespaced_config_map
     wait_until(
-        lambda: "train-demo-1" not in [item.metadata.name for item in maps(operator.namespace).items], 60, "the ConfigMap going"
+        lambda: "train-demo-1" not in [item.metadata.name for item in maps(operator.namespace).items],
+        180,
+        "the ConfigMap going",
     )
 
 
@@ -113,7 +107,7 @@ def test_its_pods_pass_the_restricted_pod_security_level(cluster: Cluster, jobs:
     operator.take_up("train-demo-1")
     head, worker = operator.create_pod("train-demo-1", "head"), operator.create_pod("train-demo-1", "worker")
     operator.create_submitter("train-demo-1")
-    wait_until(lambda: len(jobs._submitters("train-demo-1")) == 1, 60, "the job controller making the submitter's pod")
+    wait_until(lambda: len(jobs._submitters("train-demo-1")) == 1, 180, "the job controller making the submitter's pod")
     assert head["spec"]["containers"][0]["security_context"]["read_only_root_filesystem"]
     assert worker["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     environment = {entry["name"]: entry for entry in worker["spec"]["containers"][0]["env"]}
@@ -193,27 +187,6 @@ def test_a_job_whose_acceptance_was_not_heard_keeps_its_settings_and_is_named(
     assert operator.core.read_namespaced_config_map("train-demo-1", operator.namespace).data
 
 
-def test_a_job_runs_all_the_same_where_its_settings_cannot_be_made_its_own(
-    cluster: Cluster,
-    operator: Operator,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    role = yaml.safe_load((REPOSITORY / "k8s" / "base" / "role-submitter.yaml").read_text())
-    role["metadata"] = {"name": "submitter"}
-    role["rules"][1]["verbs"].remove("patch")
-    cluster.kubectl("apply", "-n", operator.namespace, "-f", "-", stdin=json.dumps(role))
-    account = f"--serviceaccount={operator.namespace}:default"
-    cluster.kubectl("create", "rolebinding", "submitter", "--role=submitter", account, "-n", operator.namespace)
-    token = cluster.kubectl("create", "token", "default", "-n", operator.namespace).strip()
-    _context(cluster, tmp_path, monkeypatch, token=token)
-    with caplog.at_level("INFO", "historay"):
-        KubernetesJobs(operator.namespace, None).submit(TRAIN, CLUSTER, "train-demo-1")
-    assert len(operator.rayjobs()) == 1
-    assert 'cannot patch resource "configmaps"' in caplog.text
-
-
 def test_detach_returns_once_the_job_is_accepted(
     run: Callable[..., int], operator: Operator, train_yaml: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,11 +217,11 @@ def test_the_command_exits_with_the_job_s_own_status(
     start: Callable[..., "subprocess.Popen[str]"], operator: Operator, train_yaml: Path
 ) -> None:
     submitted = start("submit", "train", str(train_yaml))
-    wait_until(lambda: bool(operator.rayjobs()), 120, "the RayJob")
+    wait_until(lambda: bool(operator.rayjobs()), 180, "the RayJob")
     name = operator.rayjobs()[0]["metadata"]["name"]
     message = "Job entrypoint command failed with exit code 3, last available logs (truncated to 20,000 chars):\nLeakError"
     operator.status(name, jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed", message=message)
-    _, err = submitted.communicate(timeout=60)
+    _, err = submitted.communicate(timeout=240)
     assert submitted.returncode == 3
     assert (
         f"{name}: the stage failed; the reason is at the end of its log (Job entrypoint command failed with exit code 3" in err
@@ -263,7 +236,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(
     lines = [submitted.stderr.readline(), submitted.stderr.readline()]
     assert "has not taken it up yet" in lines[1], lines
     submitted.send_signal(signal.SIGINT)
-    _, err = submitted.communicate(timeout=120)
+    _, err = submitted.communicate(timeout=240)
     assert submitted.returncode == 130
     name = operator.rayjobs()[0]["metadata"]["name"]
     assert f"{name} goes on; historay jobs wait {name}" in err
@@ -281,7 +254,7 @@ def test_ctrl_c_on_a_terminal_asks_first(
     submitted.send_signal(signal.SIGINT)
     assert any("Cancel it? [y/N]" in line for line in submitted.stderr)
     os.write(terminal, answer.encode())
-    submitted.communicate(timeout=120)
+    submitted.communicate(timeout=240)
     os.close(terminal)
     os.close(inside)
     assert submitted.returncode == 130
@@ -361,12 +334,12 @@ def test_a_pipeline_runs_in_order_and_stops_at_the_first_failure(
     def stages() -> list[str]:
         return sorted(rayjob["metadata"]["name"].split("-")[0] for rayjob in operator.rayjobs())
 
-    wait_until(lambda: stages() == ["ingest"], 120, "ingest")
+    wait_until(lambda: stages() == ["ingest"], 180, "ingest")
     operator.status(operator.rayjobs()[0]["metadata"]["name"], jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
-    wait_until(lambda: stages() == ["ingest", "train"], 60, "train")
+    wait_until(lambda: stages() == ["ingest", "train"], 180, "train")
     name = next(rayjob["metadata"]["name"] for rayjob in operator.rayjobs() if rayjob["metadata"]["name"].startswith("train"))
     operator.status(name, jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed", message="exit code 1")
-    _, err = submitted.communicate(timeout=60)
+    _, err = submitted.communicate(timeout=240)
     assert submitted.returncode == 1
     assert "the pipeline ends here; not run: evaluate" in err
     assert stages() == ["ingest", "train"]
@@ -378,88 +351,3 @@ def test_a_pipeline_whose_stages_do_not_fit_is_refused_before_anything_runs(
     with pytest.raises(ConfigError, match=r"train.run='demo' and evaluate.run='other'"):
         run("submit", "pipeline", str(_pipeline(tmp_path, evaluated="other")))
     assert operator.rayjobs() == []
-
-
-def _context(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
-    """A kubeconfig with another token or server than the test cluster's."""
-    config = yaml.safe_load(cluster.kubeconfig.read_text())
-    config["users"][0]["user"]["token"] = changed.get("token", config["users"][0]["user"]["token"])
-    config["clusters"][0]["cluster"]["server"] = changed.get("server", config["clusters"][0]["cluster"]["server"])
-    path = folder / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    monkeypatch.setenv("KUBECONFIG", str(path))
-
-
-def test_an_unknown_user_a_missing_role_and_a_missing_namespace_are_told_apart(
-    cluster: Cluster, operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _context(cluster, tmp_path, monkeypatch, token="unknown")
-    with pytest.raises(ClusterError, match="does not know you"):
-        KubernetesJobs(operator.namespace, None).views()
-    token = cluster.kubectl("create", "token", "default", "-n", operator.namespace).strip()
-    _context(cluster, tmp_path, monkeypatch, token=token)
-    with pytest.raises(ClusterError, match=r'cannot list resource "rayjobs".*Ask for the role'):
-        KubernetesJobs(operator.namespace, None).submit(TRAIN, CLUSTER, "train-demo-1")
-    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-    with pytest.raises(ClusterError, match="has no such namespace; create it or correct --namespace"):
-        KubernetesJobs("nowhere", None).submit(TRAIN, CLUSTER, "train-demo-1")
-
-
-def test_a_server_that_is_away_is_told_from_one_that_refuses(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _context(cluster, tmp_path, monkeypatch, server="https://127.0.0.1:1")
-    with pytest.raises(Unreachable, match=r"the API server of context tests does not answer .*refused"):
-        KubernetesJobs("default", None).views()
-
-
-def test_a_server_without_kuberay_is_told_from_a_missing_job(
-    jobs: KubernetesJobs, operator: Operator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ClusterError, match="has no job nobody; historay jobs list --namespace"):
-        jobs.view("nobody")
-    monkeypatch.setattr("historay.cluster.kube.GROUP", "ray.absent")  # as where the definitions are not installed
-    with pytest.raises(ClusterError, match="knows no RayJob; install the KubeRay operator"):
-        jobs.submit(Stage("predict", PREDICT), CLUSTER, "predict-1")
-    assert operator.rayjobs() == []
-
-
-def test_without_kubeconfig_and_outside_a_pod_both_ways_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    with pytest.raises(ConfigError, match=r"kubeconfig .*/absent"):
-        KubernetesJobs(None, None)
-
-
-IN_A_POD = """
-set -e
-mkdir -p /var/run/secrets && mount -t tmpfs tmpfs /var/run/secrets
-mkdir -p /var/run/secrets/kubernetes.io/serviceaccount && cp {folder}/* /var/run/secrets/kubernetes.io/serviceaccount/
-exec {command} submit train {config} --detach
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can lay a service account's files where a pod has them")
-def test_in_a_pod_its_service_account_with_the_role_of_k8s_base_is_enough(
-    cluster: Cluster, operator: Operator, train_yaml: Path, tmp_path: Path
-) -> None:
-    role = yaml.safe_load((REPOSITORY / "k8s" / "base" / "role-submitter.yaml").read_text())
-    role["metadata"] = {"name": "submitter"}
-    cluster.kubectl("apply", "-n", operator.namespace, "-f", "-", stdin=json.dumps(role))
-    account = f"--serviceaccount={operator.namespace}:default"
-    cluster.kubectl("create", "rolebinding", "submitter", "--role=submitter", account, "-n", operator.namespace)
-    folder = tmp_path / "account"
-    folder.mkdir()
-    (folder / "token").write_text(cluster.kubectl("create", "token", "default", "-n", operator.namespace).strip())
-    (folder / "namespace").write_text(operator.namespace)
-    config = yaml.safe_load(cluster.kubeconfig.read_text())["clusters"][0]["cluster"]
-    (folder / "ca.crt").write_bytes(Path(config["certificate-authority"]).read_bytes())
-    host, port = config["server"].removeprefix("https://").split(":")
-    environment = {name: value for name, value in os.environ.items() if name != "KUBECONFIG"}
-    environment |= {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, "HOME": str(tmp_path)}
-    script = IN_A_POD.format(folder=folder, command=COMMAND, config=train_yaml)
-    command = ["unshare", "--mount", "/bin/sh", "-c", script]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"submitted to namespace {operator.namespace} of this pod's cluster" in done.stderr
-    assert len(operator.rayjobs()) == 1
