@@ -7,7 +7,7 @@ what is.
 from typing import NamedTuple
 
 CORES_PER_NODE = 8
-# Rates are those of docs/benchmarks.md, the slower of two, by the cores that they were measured on, if no other source is named.
+# Rates are those of docs/benchmarks.md, the slower of two, by the cores that they were measured on; others name their source.
 # A core's tiles a second: strict decode with digests, then the fingerprint; both are done to each.
 CHECKED = 1 / (1 / 3818 + 1 / 4598)
 # ResNet-18 at 96 px, two cores: training in bf16 beside other jobs, 92 to 124; the served predictor with decoding.

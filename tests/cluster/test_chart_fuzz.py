@@ -70,6 +70,14 @@ def test_the_value_sets_are_what_the_server_allows(cluster: Cluster, helm: Path,
     _accepted(cluster, kubeconform, tmp_path, {})
 
 
+def test_the_plain_manifests_are_what_the_server_allows(cluster: Cluster, kubeconform: Path, tmp_path: Path) -> None:
+    for number, path in enumerate((CHART.parents[1] / "k8s").rglob("kustomization.yaml")):
+        command = [cluster.kubectl_program, "kustomize", path.parent]
+        built = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        (tmp_path / f"{number}.yaml").write_text(built)
+    _accepted(cluster, kubeconform, tmp_path, {})
+
+
 def test_kubeconform_would_notice_a_misspelt_field(cluster: Cluster, helm: Path, kubeconform: Path, tmp_path: Path) -> None:
     text = template(helm, LEAST).replace("enableInTreeAutoscaling", "enableInTreeAutoscalling")
     (tmp_path / "misspelt.yaml").write_text(text)

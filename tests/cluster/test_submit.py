@@ -228,10 +228,10 @@ def test_the_command_exits_with_the_job_s_own_status(
     )
 
 
-def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(
-    start: Callable[..., "subprocess.Popen[str]"], operator: Operator, train_yaml: Path
+def test_ctrl_c_leaves_the_job_and_says_how_to_come_back_and_what_will_not_run(
+    start: Callable[..., "subprocess.Popen[str]"], operator: Operator, tmp_path: Path
 ) -> None:
-    submitted = start("submit", "train", str(train_yaml))
+    submitted = start("submit", "pipeline", str(_pipeline(tmp_path)))
     assert submitted.stderr is not None
     lines = [submitted.stderr.readline(), submitted.stderr.readline()]
     assert "has not taken it up yet" in lines[1], lines
@@ -240,6 +240,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(
     assert submitted.returncode == 130
     name = operator.rayjobs()[0]["metadata"]["name"]
     assert f"{name} goes on; historay jobs wait {name}" in err
+    assert "the pipeline ends here; not run: train, evaluate" in err
 
 
 @pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("\n", 1)])

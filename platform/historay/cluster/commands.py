@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from historay.cluster.follow import INTERRUPTED, ask_to_cancel, follow
+from historay.cluster.follow import ask_to_cancel, follow
 from historay.cluster.jobs import Jobs
 from historay.cluster.kube import KubernetesJobs
 from historay.cluster.settings import JobsConfig, SubmitConfig
@@ -146,7 +146,7 @@ def _run(plan: list[Stage], cluster: SubmitConfig) -> int:
             return 0
         if status := _follow(found, name):
             left = ", ".join(later.name for later in plan[number + 1 :])
-            if left and status != INTERRUPTED:
+            if left:
                 _tell(f"the pipeline ends here; not run: {left}")
             return status
     return 0
