@@ -7,13 +7,16 @@ what is.
 from typing import NamedTuple
 
 CORES_PER_NODE = 8
-# A core's tiles a second. docs/benchmarks.md: strict decode with digests 3,818, fingerprint 4,598; both are done to each.
+# Rates are those of docs/benchmarks.md, the slower of two, by the cores that they were measured on; others name their source.
+# A core's tiles a second: strict decode with digests, then the fingerprint; both are done to each.
 CHECKED = 1 / (1 / 3818 + 1 / 4598)
-# ResNet-18 at 96 px, two cores: bf16 training 244 tiles a second, fp32 inference in batches 453 (design note, section 5).
-TRAINED, PREDICTED = 244 / 2, 453 / 2
-# candidate_pairs on random hashes, CPU seconds on one core: 1M 11.5, 2M 8.8, 4M 32.4; keys grow with the tiles, so linear.
-SEARCH_S, SEARCH_TILES = 11.5, 1e6
-# Columns that the driver of an ingest holds, and the lists made of them: peak over 300,000 rows.
+# ResNet-18 at 96 px, two cores: training in bf16 beside other jobs, 92 to 124; the served predictor with decoding.
+TRAINED, PREDICTED = 92 / 2, 1478 / 2
+# Requests a second with a tile each; server, proxy and client on two cores.
+ANSWERED = 503 / 2
+# The duplicate search, one process; its keys grow with the tiles, so linear.
+SEARCH_S, SEARCH_TILES = 18.1, 1e6
+# Columns that the driver of an ingest holds, and the lists made of them: peak over 300,000 rows, measured once for this table.
 DRIVER_BYTES = 1182
 # A PCam tile, 96 px, as it is stored; the mean of 12,000.
 TILE_BYTES = 4391
@@ -39,6 +42,7 @@ class Capacity(NamedTuple):
     driver: float
     epoch_s: float
     predict_s: float
+    answers: float  # requests a second
 
     @property
     def limit(self) -> str:
@@ -64,20 +68,23 @@ def capacity(tiles: int, nodes: int) -> Capacity:
         driver=tiles * DRIVER_BYTES,
         epoch_s=tiles / (nodes * TILES_PER_STEP) * step_s,
         predict_s=tiles / (cores * PREDICTED),
+        answers=cores * ANSWERED,
     )
 
 
 def table() -> str:
     """Returns the Markdown table."""
     lines = [
-        "| tiles | nodes | stored | check | fetch, one prefix | duplicates | driver | epoch | predict | first limit |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| tiles | nodes | stored | check | fetch, one prefix | duplicates | driver | epoch | predict | endpoint "
+        "| first limit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for size in SIZES:
         at = capacity(*size)
         times = [_time(at.check_s), _time(at.fetch_s), _time(at.search_s)]
-        cells = [f"{at.tiles:,}", f"{at.nodes:,}", _bytes(at.stored), *times, _bytes(at.driver)]
-        lines.append("| " + " | ".join([*cells, _time(at.epoch_s), _time(at.predict_s), at.limit]) + " |")
+        later = [_time(at.epoch_s), _time(at.predict_s), f"{at.answers:,.0f}/s"]
+        cells = [f"{at.tiles:,}", f"{at.nodes:,}", _bytes(at.stored), *times, _bytes(at.driver), *later, at.limit]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-readonly CLUSTER=historay IMAGE=historay:kind NAMESPACE=historay
+readonly CLUSTER=historay IMAGE=historay:kind BUILDER=historay NAMESPACE=historay
 readonly KUBERAY=1.7.0 # the version whose definitions the tests load
 
 main() {
@@ -31,7 +31,9 @@ start_cluster() {
 }
 
 load_image() {
-    docker build --target cpu --tag "$IMAGE" .
+    # A builder of its own: its cache goes with it.
+    docker buildx inspect "$BUILDER" >/dev/null 2>&1 || docker buildx create --name "$BUILDER" --driver docker-container
+    docker buildx build --builder "$BUILDER" --load --target cpu --tag "$IMAGE" .
     kind load docker-image "$IMAGE" --name "$CLUSTER"
 }
 

@@ -23,6 +23,8 @@ from apiserver import Cluster, Programs, load_definitions, running_cluster
 from gotools import go_module_folder, go_program
 from kuberay import Operator
 
+from historay.cluster.kube import KubernetesJobs
+
 HERE = Path(__file__).parent
 KUBERNETES = "v1.34.4"
 # What the release's own build sets; without it the programs call themselves v0.0.0, and charts ask for a version.
@@ -101,6 +103,12 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 @pytest.fixture
 def operator(cluster: Cluster, namespace: str) -> Operator:
     return Operator(str(cluster.kubeconfig), namespace)
+
+
+@pytest.fixture
+def jobs(cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch) -> KubernetesJobs:
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    return KubernetesJobs(namespace, None)
 
 
 def _tool(package: str) -> Path:

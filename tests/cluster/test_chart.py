@@ -249,6 +249,22 @@ def test_kueues_queue_is_a_label_of_the_rayservice(helm: Path) -> None:
     assert labels["kueue.x-k8s.io/queue-name"] == "histology"
 
 
+def test_what_kueue_admits_has_a_fixed_size_since_it_refuses_an_autoscaled_cluster(helm: Path) -> None:
+    sizes = {"minReplicas": 2, "maxReplicas": 7}
+    cluster = ray_cluster(render(helm, {"kueue": {"queueName": "histology"}, "workers": sizes}))
+    assert cluster["enableInTreeAutoscaling"] is False
+    assert cluster["workerGroupSpecs"][0]["replicas"] == 2
+    assert not pod_templates(cluster)["head"]["spec"]["automountServiceAccountToken"]  # nobody there asks Kubernetes
+    assert "replicas" not in ray_cluster(render(helm, {"workers": sizes}))["workerGroupSpecs"][0]
+
+
+def test_jobs_by_the_clock_stand_in_the_queue_themselves(helm: Path) -> None:
+    job = {"name": "nightly", "schedule": "0 3 * * *", "args": ["predict"]}
+    made = only(render(helm, {"kueue": {"queueName": "histology"}, "cronJobs": [job]}), "CronJob")
+    assert made["spec"]["jobTemplate"]["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "histology"}
+    assert "kueue.x-k8s.io/queue-name" not in made["metadata"]["labels"]  # Kueue reads it from the Jobs alone
+
+
 def test_a_name_too_long_for_kuberay_is_cut_and_one_that_it_refuses_is_refused(helm: Path) -> None:
     assert len(only(render(helm, release="r" * 50), "RayService")["metadata"]["name"]) == 47
     with pytest.raises(Refused, match="set fullnameOverride"):
@@ -273,6 +289,18 @@ def test_by_the_clock_runs_the_command_with_the_endpoints_key_and_store(helm: Pa
         ({"serve": {"store": "demo/store"}}, "pods share no folder; use s3://"),
         ({"serve": {"host": "127.0.0.1"}}, "cannot be reached from another pod"),
         ({"serve": {"min_replicas": 0}}, "no request could wake one"),
+        ({"serve": {"cpus_per_replica": 3}}, "workers.cpu=2 holds no replica of serve.cpus_per_replica=3; raise workers.cpu"),
+        ({"serve": {"cpus_per_replica": 2}, "workers": {"cpu": "900m"}}, "workers.cpu=900m holds no replica"),
+        ({"workers": {"gpus": 1, "gpusPerReplica": 2}}, "workers.gpus=1 holds no replica of workers.gpusPerReplica=2"),
+        ({"serve": {"min_replicas": 7}}, "serve.min_replicas=7 is more than the 6 that fit 3 workers"),
+        (
+            {"serve": {"min_replicas": 5}, "workers": {"cpu": "8", "gpus": 1, "gpusPerReplica": 0.5, "maxReplicas": 2}},
+            "serve.min_replicas=5 is more than the 4 that fit 2 workers",
+        ),
+        (
+            {"serve": {"min_replicas": 3}, "kueue": {"queueName": "team"}},
+            "serve.min_replicas=3 is more than the 2 that fit 1 workers",
+        ),
         ({"s3": {"existingSecret": "a", "accessKeyId": "b"}}, "are both set; use one"),
         ({"redis": {"enabled": True}}, "redis"),
         ({"httpRoute": {"enabled": True}}, "httpRoute"),
@@ -290,3 +318,8 @@ def test_by_the_clock_runs_the_command_with_the_endpoints_key_and_store(helm: Pa
 def test_values_that_disagree_are_refused_by_name(helm: Path, values: dict[str, object], said: str) -> None:
     with pytest.raises(Refused, match=said):
         render(helm, values)
+
+
+@pytest.mark.parametrize("cpu", ["1500m", "2", "1.2", "2000m", "0.002k"])
+def test_a_replica_fits_the_cpus_that_kuberay_tells_ray_of(helm: Path, cpu: str) -> None:
+    render(helm, {"workers": {"cpu": cpu}, "serve": {"cpus_per_replica": 2}})  # a part of a CPU counts as one

@@ -25,4 +25,4 @@ def test_access_is_decided_by_roles(cluster: Cluster, namespace: str) -> None:
 
 
 def test_a_new_namespace_gets_its_service_account_from_the_controllers(cluster: Cluster, namespace: str) -> None:
-    cluster.kubectl("wait", "-n", namespace, "--for=create", "serviceaccount/default", "--timeout=30s")
+    cluster.kubectl("wait", "-n", namespace, "--for=create", "serviceaccount/default", "--timeout=180s")

@@ -34,6 +34,7 @@ def test_nothing_is_asked_of_any_other_cluster_than_kinds() -> None:
 def test_they_speak_of_the_cluster_that_the_configuration_names() -> None:
     name = yaml.safe_load((ROOT / "k8s" / "kind" / "cluster.yaml").read_text())["name"]
     assert all(f"CLUSTER={name} " in script.read_text() for script in SCRIPTS)
+    assert all(" BUILDER=historay" in script.read_text() for script in SCRIPTS)
 
 
 def test_the_image_that_is_loaded_is_the_one_that_jobs_and_endpoint_ask_for() -> None:

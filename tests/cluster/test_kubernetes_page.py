@@ -14,6 +14,14 @@ def test_the_capacity_table_is_what_the_calculation_gives() -> None:
     assert runpy.run_path(str(REPOSITORY / "bench" / "capacity.py"))["table"]() in PAGE
 
 
+def test_the_rates_of_the_capacity_table_stand_in_the_benchmarks() -> None:
+    used = runpy.run_path(str(REPOSITORY / "bench" / "capacity.py"))
+    benchmarks = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    for name, shown in {"TRAINED": "{:.0f} to", "PREDICTED": "decoding {:,.0f}", "ANSWERED": "| {:.0f} |"}.items():
+        assert shown.format(used[name] * 2) in benchmarks, name  # each of two cores
+    assert f"{used['SEARCH_S']} s" in benchmarks
+
+
 def test_every_flag_of_submit_that_the_page_names_exists() -> None:
     known = {name.replace("_", "-") for config in (SubmitConfig, JobsConfig) for name in config.model_fields}
     stages = {"epochs", "use-gpu", "max-failures"}

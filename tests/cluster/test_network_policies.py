@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from apiserver import Cluster
-from chart import CHART, VALUE_SETS, parse, pod_templates, ray_cluster, render, template
+from chart import CHART, VALUE_SETS, only, parse, pod_templates, ray_cluster, render, template
 from netpol import Pod, Policy, may_connect
 
 BASE = CHART.parents[1] / "k8s" / "base"
@@ -19,13 +19,16 @@ VALUES = {
     "cronJobs": [{"name": "nightly", "schedule": "0 3 * * *", "args": ["predict"]}],
 }
 RAY = {"app.kubernetes.io/instance": "demo", "app.kubernetes.io/part-of": "demo-historay", "ray.io/is-ray-node": "yes"}
+RELEASED = {key: RAY[key] for key in ("app.kubernetes.io/instance", "app.kubernetes.io/part-of")}
+CLIENT = {"demo-historay-client": "true"}
+TESTER = RELEASED | CLIENT | {"app.kubernetes.io/name": "historay", "app.kubernetes.io/component": "test"}
 PODS = {
     "head": Pod("team", RAY | {"ray.io/node-type": "head"}),
     "worker": Pod("team", RAY | {"ray.io/node-type": "worker"}),
     "redis cleanup": Pod("team", RAY | {"ray.io/node-type": "redis-cleanup"}),
     "other release's worker": Pod("team", RAY | {"app.kubernetes.io/part-of": "other-historay", "ray.io/node-type": "worker"}),
-    "client": Pod("team", {"demo-historay-client": "true"}),
-    "client of another namespace": Pod("elsewhere", {"demo-historay-client": "true"}),
+    "client": Pod("team", CLIENT),
+    "client of another namespace": Pod("elsewhere", CLIENT),
     "neighbour": Pod("team", {"app": "something"}),
     "cron": Pod(
         "team",
@@ -35,6 +38,7 @@ PODS = {
             "demo-historay-client": "true",
         },
     ),
+    "helm test": Pod("team", TESTER),
     "ingress controller": Pod("ingress", {"app": "nginx"}),
     "operator": Pod("kuberay-system", {"app.kubernetes.io/name": "kuberay-operator"}),
     "operator's neighbour": Pod("kuberay-system", {"app": "something"}),
@@ -77,6 +81,10 @@ TABLE = [
     ("cron", "worker", (6379, 10002), False),
     ("cron", "store", (9000,), True),
     ("cron", "internet", (443,), False),
+    ("helm test", "worker", (8000,), True),
+    ("helm test", "worker", (6379, 10002), False),
+    ("helm test", "store", (9000,), False),
+    ("helm test", "dns", (53,), True),
     ("operator", "head", (8265, 8000), True),
     ("operator", "head", (6379, 10001), False),
     ("operator", "worker", (8000,), False),
@@ -111,7 +119,7 @@ def chart_policies(cluster: Cluster, helm: Path) -> list[Policy]:
     policies = [item for item in render(helm, VALUES) if item["kind"] == "NetworkPolicy"]
     cluster.kubectl("apply", "-n", "team", "--validate=strict", "-f", "-", stdin=yaml.safe_dump_all(policies))
     found: list[Policy] = cluster.get("networkpolicies", "-n", "team")["items"]
-    assert len(found) == len(policies) == 4
+    assert len(found) == len(policies) == 5
     return found
 
 
@@ -128,6 +136,19 @@ def test_the_pods_of_the_table_are_the_charts(helm: Path) -> None:
     for group, name in (("head", "head"), ("workers", "worker")):
         labels = pod_templates(ray_cluster(render(helm, VALUES)))[group]["metadata"]["labels"]
         assert labels.items() <= PODS[name].labels.items()
+
+
+def test_helm_test_reaches_the_endpoint_in_a_namespace_that_lets_nobody_out(helm: Path) -> None:
+    objects = render(helm, VALUES)
+    policies = [item for item in objects if item["kind"] == "NetworkPolicy"]
+    policies += [yaml.safe_load(path.read_text()) for path in BASE.glob("networkpolicy-*.yaml")]
+    for policy in policies:
+        policy["metadata"]["namespace"] = "team"
+    labels = only(objects, "Pod", "-test")["metadata"]["labels"]
+    assert TESTER.items() <= labels.items()
+    assert may_connect(policies, Pod("team", labels), PODS["worker"], 8000)
+    assert may_connect(policies, Pod("team", labels), PODS["dns"], 53, "UDP")
+    assert not may_connect(policies, PODS["client"], PODS["worker"], 8000)  # it needs an egress of its own
 
 
 def test_without_haproxy_its_ports_are_closed(helm: Path) -> None:

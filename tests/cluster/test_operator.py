@@ -95,7 +95,7 @@ def test_the_account_of_the_autoscaler_is_bound_to_the_operators_role_with_the_r
     assert flat(theirs["rules"]) == flat(ours)
 
 
-@pytest.mark.parametrize("stage", ["ingest", "train", "evaluate", "predict"])
+@pytest.mark.parametrize("stage", ["ingest", "train", "search", "evaluate", "predict"])
 def test_a_rayjob_becomes_a_cluster_that_restricted_pod_security_admits(
     operator: None, cluster: Cluster, namespace: str, stage: str
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_rayjob_becomes_a_cluster_that_restricted_pod_security_admits(
     cluster.kubectl("create", "serviceaccount", "historay-jobs", "-n", namespace)
     manifest = (JOBS / f"{stage}.yaml").read_text().replace("namespace: historay", f"namespace: {namespace}")
     cluster.kubectl("apply", "-f", "-", stdin=manifest)
-    wanted = 1 + 2 if stage in {"ingest", "train", "predict"} else 1 + 1
+    wanted = 1 + 2 if stage != "evaluate" else 1 + 1
     _eventually(lambda: len(_pods(cluster, namespace, "ray.io/is-ray-node=yes")) == wanted, f"{wanted} pods of {stage}")
     assert cluster.get("rayjob", stage, "-n", namespace)["status"]["jobDeploymentStatus"] == "Initializing"
 
@@ -119,4 +119,4 @@ def _services(cluster: Cluster, namespace: str, selector: str) -> list[Object]:
 
 
 def _eventually(happened: Callable[[], bool], what: str) -> None:
-    wait_until(happened, 60, what)
+    wait_until(happened, 240, what)

@@ -71,6 +71,16 @@ def test_gpus_stand_on_the_workers_alone_and_tolerate_the_usual_taint() -> None:
     assert worker["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "2"
     assert all("nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"] for pod in (head, submitter))
     assert worker["tolerations"][0]["key"] == "nvidia.com/gpu"
+    assert all("tolerations" not in pod for pod in (head, submitter))  # they would hold a node that is kept for GPUs
+
+
+def test_gpus_come_with_the_image_that_can_use_them_unless_one_is_named() -> None:
+    def images(**settings: Any) -> set[str]:
+        return {pod["containers"][0]["image"] for pod in pods(build_rayjob(TRAIN, SubmitConfig(**settings), "job"))}
+
+    assert images() == {f"historay:{version('historay')}"}
+    assert images(gpus=1) == {f"historay:{version('historay')}-gpu"}
+    assert images(gpus=1, image="registry/ours:7") == {"registry/ours:7"}
 
 
 def test_queue_priority_account_and_claim_reach_every_pod_that_needs_them() -> None:

@@ -1,6 +1,5 @@
 """historay submit against a real API server: what is created, refused and cancelled, and what the user reads."""
 
-import json
 import os
 import pty
 import signal
@@ -14,6 +13,7 @@ import yaml
 from apiserver import Cluster
 from kuberay import Operator
 from processes import COMMAND, wait_until
+from urllib3.exceptions import ReadTimeoutError
 
 from historay.cli import _STAGES
 from historay.cluster.commands import jobs as manage
@@ -23,19 +23,13 @@ from historay.cluster.settings import SubmitConfig
 from historay.cluster.stages import Stage, job_name
 from historay.errors import ClusterError, ConfigError, Unreachable
 from historay.serving.predict_settings import PredictConfig
+from historay.training.evaluate import EvaluateConfig
 from historay.training.settings import TrainConfig
 
 TRAIN = Stage("train", TrainConfig(run="demo", dataset="demo", store="s3://bucket/store"))
 PREDICT = PredictConfig(images=("s3://bucket/tiles",), model="demo", store="s3://bucket/store")
 CLUSTER = SubmitConfig(image="registry/historay:1")
-REPOSITORY = Path(__file__).parent.parent.parent
 TRAIN_YAML = {"run": "demo", "dataset": "demo", "store": "s3://bucket/store"}
-
-
-@pytest.fixture
-def jobs(cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch) -> KubernetesJobs:
-    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-    return KubernetesJobs(namespace, None)
 
 
 @pytest.fixture
@@ -98,7 +92,9 @@ def test_a_cancelled_job_takes_its_settings_with_it(jobs: KubernetesJobs, operat
     assert operator.rayjobs() == []
     maps = operator.core.list_namespaced_config_map
     wait_until(
-        lambda: "train-demo-1" not in [item.metadata.name for item in maps(operator.namespace).items], 60, "the ConfigMap going"
+        lambda: "train-demo-1" not in [item.metadata.name for item in maps(operator.namespace).items],
+        180,
+        "the ConfigMap going",
     )
 
 
@@ -111,7 +107,7 @@ def test_its_pods_pass_the_restricted_pod_security_level(cluster: Cluster, jobs:
     operator.take_up("train-demo-1")
     head, worker = operator.create_pod("train-demo-1", "head"), operator.create_pod("train-demo-1", "worker")
     operator.create_submitter("train-demo-1")
-    wait_until(lambda: len(jobs._submitters("train-demo-1")) == 1, 60, "the job controller making the submitter's pod")
+    wait_until(lambda: len(jobs._submitters("train-demo-1")) == 1, 180, "the job controller making the submitter's pod")
     assert head["spec"]["containers"][0]["security_context"]["read_only_root_filesystem"]
     assert worker["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     environment = {entry["name"]: entry for entry in worker["spec"]["containers"][0]["env"]}
@@ -175,6 +171,22 @@ def test_what_the_server_does_not_know_is_refused_and_leaves_nothing(
     assert "train-demo-1" not in names
 
 
+def test_a_job_whose_acceptance_was_not_heard_keeps_its_settings_and_is_named(
+    jobs: KubernetesJobs, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = jobs._custom.create_namespaced_custom_object
+
+    def create_unheard(*arguments: object, **options: object) -> None:
+        create(*arguments, **options)
+        raise ReadTimeoutError(None, "", "Read timed out.")  # type: ignore[arg-type]
+
+    monkeypatch.setattr(jobs._custom, "create_namespaced_custom_object", create_unheard)
+    with pytest.raises(Unreachable, match="may have taken train-demo-1: historay jobs wait train-demo-1 --namespace"):
+        jobs.submit(TRAIN, CLUSTER, "train-demo-1")
+    assert [rayjob["metadata"]["name"] for rayjob in operator.rayjobs()] == ["train-demo-1"]
+    assert operator.core.read_namespaced_config_map("train-demo-1", operator.namespace).data
+
+
 def test_detach_returns_once_the_job_is_accepted(
     run: Callable[..., int], operator: Operator, train_yaml: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,29 +217,30 @@ def test_the_command_exits_with_the_job_s_own_status(
     start: Callable[..., "subprocess.Popen[str]"], operator: Operator, train_yaml: Path
 ) -> None:
     submitted = start("submit", "train", str(train_yaml))
-    wait_until(lambda: bool(operator.rayjobs()), 120, "the RayJob")
+    wait_until(lambda: bool(operator.rayjobs()), 180, "the RayJob")
     name = operator.rayjobs()[0]["metadata"]["name"]
     message = "Job entrypoint command failed with exit code 3, last available logs (truncated to 20,000 chars):\nLeakError"
     operator.status(name, jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed", message=message)
-    _, err = submitted.communicate(timeout=60)
+    _, err = submitted.communicate(timeout=240)
     assert submitted.returncode == 3
     assert (
         f"{name}: the stage failed; the reason is at the end of its log (Job entrypoint command failed with exit code 3" in err
     )
 
 
-def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(
-    start: Callable[..., "subprocess.Popen[str]"], operator: Operator, train_yaml: Path
+def test_ctrl_c_leaves_the_job_and_says_how_to_come_back_and_what_will_not_run(
+    start: Callable[..., "subprocess.Popen[str]"], operator: Operator, tmp_path: Path
 ) -> None:
-    submitted = start("submit", "train", str(train_yaml))
+    submitted = start("submit", "pipeline", str(_pipeline(tmp_path)))
     assert submitted.stderr is not None
     lines = [submitted.stderr.readline(), submitted.stderr.readline()]
     assert "has not taken it up yet" in lines[1], lines
     submitted.send_signal(signal.SIGINT)
-    _, err = submitted.communicate(timeout=120)
+    _, err = submitted.communicate(timeout=240)
     assert submitted.returncode == 130
     name = operator.rayjobs()[0]["metadata"]["name"]
     assert f"{name} goes on; historay jobs wait {name}" in err
+    assert "the pipeline ends here; not run: train, evaluate" in err
 
 
 @pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("\n", 1)])
@@ -242,7 +255,7 @@ def test_ctrl_c_on_a_terminal_asks_first(
     submitted.send_signal(signal.SIGINT)
     assert any("Cancel it? [y/N]" in line for line in submitted.stderr)
     os.write(terminal, answer.encode())
-    submitted.communicate(timeout=120)
+    submitted.communicate(timeout=240)
     os.close(terminal)
     os.close(inside)
     assert submitted.returncode == 130
@@ -264,6 +277,40 @@ def test_list_wait_and_cancel_by_name(
     assert run("jobs", "cancel", "train-demo-1") == 0
     with pytest.raises(ClusterError, match="has no job train-demo-1; historay jobs list"):
         run("jobs", "wait", "train-demo-1")
+
+
+def test_jobs_that_have_ended_are_removed_and_make_room_in_the_quota(
+    cluster: Cluster,
+    run: Callable[..., int],
+    jobs: KubernetesJobs,
+    operator: Operator,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster.kubectl("create", "quota", "team", "--hard=count/rayjobs.ray.io=2", "-n", operator.namespace)
+    wait_until(lambda: _counted(cluster, operator.namespace), 180, "the quota's first count of RayJobs")
+    evaluate, predict = Stage("evaluate", EvaluateConfig(run="demo", store="s3://bucket/store")), Stage("predict", PREDICT)
+    jobs.submit(TRAIN, CLUSTER, "train-demo-1")
+    jobs.submit(evaluate, CLUSTER, "evaluate-demo-1")
+    operator.status("train-demo-1", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    with pytest.raises(ClusterError, match="quota team is full of jobs; historay jobs clean removes those that have ended"):
+        jobs.submit(predict, CLUSTER, "predict-1")
+    assert run("jobs", "clean") == 0
+    assert capsys.readouterr().err == "train-demo-1: removed (succeeded)\n"
+    assert [rayjob["metadata"]["name"] for rayjob in operator.rayjobs()] == ["evaluate-demo-1"]
+    wait_until(lambda: _accepts(jobs, predict), 180, "room in the quota")
+
+
+def _counted(cluster: Cluster, namespace: str) -> bool:
+    return "count/rayjobs.ray.io" in cluster.get("quota", "team", "-n", namespace).get("status", {}).get("used", {})
+
+
+def _accepts(jobs: KubernetesJobs, stage: Stage) -> bool:
+    """Whether the quota, which is counted every ten seconds, lets it in."""
+    try:
+        jobs.submit(stage, CLUSTER, "predict-1")
+    except ClusterError:
+        return False
+    return True
 
 
 def _pipeline(folder: Path, **changed: str) -> Path:
@@ -288,12 +335,12 @@ def test_a_pipeline_runs_in_order_and_stops_at_the_first_failure(
     def stages() -> list[str]:
         return sorted(rayjob["metadata"]["name"].split("-")[0] for rayjob in operator.rayjobs())
 
-    wait_until(lambda: stages() == ["ingest"], 120, "ingest")
+    wait_until(lambda: stages() == ["ingest"], 180, "ingest")
     operator.status(operator.rayjobs()[0]["metadata"]["name"], jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
-    wait_until(lambda: stages() == ["ingest", "train"], 60, "train")
+    wait_until(lambda: stages() == ["ingest", "train"], 180, "train")
     name = next(rayjob["metadata"]["name"] for rayjob in operator.rayjobs() if rayjob["metadata"]["name"].startswith("train"))
     operator.status(name, jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed", message="exit code 1")
-    _, err = submitted.communicate(timeout=60)
+    _, err = submitted.communicate(timeout=240)
     assert submitted.returncode == 1
     assert "the pipeline ends here; not run: evaluate" in err
     assert stages() == ["ingest", "train"]
@@ -305,88 +352,3 @@ def test_a_pipeline_whose_stages_do_not_fit_is_refused_before_anything_runs(
     with pytest.raises(ConfigError, match=r"train.run='demo' and evaluate.run='other'"):
         run("submit", "pipeline", str(_pipeline(tmp_path, evaluated="other")))
     assert operator.rayjobs() == []
-
-
-def _context(cluster: Cluster, folder: Path, monkeypatch: pytest.MonkeyPatch, **changed: str) -> None:
-    """A kubeconfig with another token or server than the test cluster's."""
-    config = yaml.safe_load(cluster.kubeconfig.read_text())
-    config["users"][0]["user"]["token"] = changed.get("token", config["users"][0]["user"]["token"])
-    config["clusters"][0]["cluster"]["server"] = changed.get("server", config["clusters"][0]["cluster"]["server"])
-    path = folder / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    monkeypatch.setenv("KUBECONFIG", str(path))
-
-
-def test_an_unknown_user_a_missing_role_and_a_missing_namespace_are_told_apart(
-    cluster: Cluster, operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _context(cluster, tmp_path, monkeypatch, token="unknown")
-    with pytest.raises(ClusterError, match="does not know you"):
-        KubernetesJobs(operator.namespace, None).views()
-    token = cluster.kubectl("create", "token", "default", "-n", operator.namespace).strip()
-    _context(cluster, tmp_path, monkeypatch, token=token)
-    with pytest.raises(ClusterError, match=r'cannot list resource "rayjobs".*Ask for the role'):
-        KubernetesJobs(operator.namespace, None).submit(TRAIN, CLUSTER, "train-demo-1")
-    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
-    with pytest.raises(ClusterError, match="has no such namespace; create it or correct --namespace"):
-        KubernetesJobs("nowhere", None).submit(TRAIN, CLUSTER, "train-demo-1")
-
-
-def test_a_server_that_is_away_is_told_from_one_that_refuses(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _context(cluster, tmp_path, monkeypatch, server="https://127.0.0.1:1")
-    with pytest.raises(Unreachable, match=r"the API server of context tests does not answer .*refused"):
-        KubernetesJobs("default", None).views()
-
-
-def test_a_server_without_kuberay_is_told_from_a_missing_job(
-    jobs: KubernetesJobs, operator: Operator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ClusterError, match="has no job nobody; historay jobs list --namespace"):
-        jobs.view("nobody")
-    monkeypatch.setattr("historay.cluster.kube.GROUP", "ray.absent")  # as where the definitions are not installed
-    with pytest.raises(ClusterError, match="knows no RayJob; install the KubeRay operator"):
-        jobs.submit(Stage("predict", PREDICT), CLUSTER, "predict-1")
-    assert operator.rayjobs() == []
-
-
-def test_without_kubeconfig_and_outside_a_pod_both_ways_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    with pytest.raises(ConfigError, match=r"kubeconfig .*/absent"):
-        KubernetesJobs(None, None)
-
-
-IN_A_POD = """
-set -e
-mkdir -p /var/run/secrets && mount -t tmpfs tmpfs /var/run/secrets
-mkdir -p /var/run/secrets/kubernetes.io/serviceaccount && cp {folder}/* /var/run/secrets/kubernetes.io/serviceaccount/
-exec {command} submit train {config} --detach
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can lay a service account's files where a pod has them")
-def test_in_a_pod_its_service_account_with_the_role_of_k8s_base_is_enough(
-    cluster: Cluster, operator: Operator, train_yaml: Path, tmp_path: Path
-) -> None:
-    role = yaml.safe_load((REPOSITORY / "k8s" / "base" / "role-submitter.yaml").read_text())
-    role["metadata"] = {"name": "submitter"}
-    cluster.kubectl("apply", "-n", operator.namespace, "-f", "-", stdin=json.dumps(role))
-    account = f"--serviceaccount={operator.namespace}:default"
-    cluster.kubectl("create", "rolebinding", "submitter", "--role=submitter", account, "-n", operator.namespace)
-    folder = tmp_path / "account"
-    folder.mkdir()
-    (folder / "token").write_text(cluster.kubectl("create", "token", "default", "-n", operator.namespace).strip())
-    (folder / "namespace").write_text(operator.namespace)
-    config = yaml.safe_load(cluster.kubeconfig.read_text())["clusters"][0]["cluster"]
-    (folder / "ca.crt").write_bytes(Path(config["certificate-authority"]).read_bytes())
-    host, port = config["server"].removeprefix("https://").split(":")
-    environment = {name: value for name, value in os.environ.items() if name != "KUBECONFIG"}
-    environment |= {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, "HOME": str(tmp_path)}
-    script = IN_A_POD.format(folder=folder, command=COMMAND, config=train_yaml)
-    command = ["unshare", "--mount", "/bin/sh", "-c", script]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"submitted to namespace {operator.namespace} of this pod's cluster" in done.stderr
-    assert len(operator.rayjobs()) == 1

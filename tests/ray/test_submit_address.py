@@ -68,6 +68,27 @@ def test_a_stage_runs_there_and_its_log_and_status_come_back(
     assert "the stage failed; the reason is at the end of its log" in err
 
 
+def test_no_line_is_printed_twice_where_the_dashboard_was_away_and_an_ended_job_can_be_removed(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = RayJobs(address)
+    name = jobs._client.submit_job(entrypoint="echo first; echo second")
+    wait_until(lambda: jobs.view(name).ended, 300, "the job's end")
+    ask, looks = jobs._client.get_job_logs, iter([False, True, False])
+
+    def ask_or_fail(job: str) -> str:
+        if next(looks):
+            raise ConnectionError
+        return str(ask(job))
+
+    monkeypatch.setattr(jobs._client, "get_job_logs", ask_or_fail)
+    ends = iter([False, False, True])
+    assert [line for line in jobs.lines(name, lambda: next(ends)) if line in {"first", "second"}] == ["first", "second"]
+    jobs.remove(name)
+    with pytest.raises(ClusterError, match=f"has no job {name}"):
+        jobs.view(name)
+
+
 def test_an_unknown_job_and_an_address_that_nobody_has_are_told(address: str) -> None:
     with pytest.raises(ClusterError, match="has no job nobody; historay jobs list --address"):
         RayJobs(address).view("nobody")

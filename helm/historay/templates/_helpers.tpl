@@ -32,6 +32,16 @@ app.kubernetes.io/part-of: {{ include "historay.fullname" . | quote }}
 {{- end -}}
 {{- end }}
 
+{{/* Whether Ray adds and removes workers: not in a queue, where Kueue admits a fixed number or nothing. */}}
+{{- define "historay.autoscaled" -}}
+{{- not .Values.kueue.queueName -}}
+{{- end }}
+
+{{/* Whether there is a pod of `helm test`: traffic in steps leaves it no Service to ask. */}}
+{{- define "historay.tested" -}}
+{{- if and .Values.tests.enabled (ne .Values.upgrade.strategy "NewClusterWithIncrementalUpgrade") }}yes{{ end -}}
+{{- end }}
+
 {{- define "historay.image" -}}
 {{- with .Values.image -}}
 {{- if .digest -}}
@@ -88,6 +98,34 @@ seccompProfile:
   type: RuntimeDefault
 {{- end }}
 
+{{/* CPUs of a worker as KubeRay tells Ray of them: a part of one counts as one. */}}
+{{- define "historay.workerCpus" -}}
+{{- $units := dict "m" 0.001 "k" 1e3 "Ki" 1024 "M" 1e6 "Mi" 1048576 "G" 1e9 "Gi" 1073741824 "T" 1e12 "Ti" 1099511627776 -}}
+{{- $unit := regexFind "[a-zA-Z]+$" .Values.workers.cpu -}}
+{{- mulf (trimSuffix $unit .Values.workers.cpu | float64) (dig $unit 1 $units) | ceil | int64 -}}
+{{- end }}
+
+{{/* Replicas that wait for ever for CPUs or GPUs. */}}
+{{- define "historay.checkRoom" -}}
+{{- $workers := .Values.workers -}}
+{{- $cpus := int (default 1 .Values.serve.cpus_per_replica) -}}
+{{- $fit := div (include "historay.workerCpus" . | int) $cpus | int -}}
+{{- if lt $fit 1 }}
+{{- fail (printf "workers.cpu=%s holds no replica of serve.cpus_per_replica=%d; raise workers.cpu" $workers.cpu $cpus) }}
+{{- end }}
+{{- if $workers.gpus }}
+{{- $fit = min $fit (divf $workers.gpus $workers.gpusPerReplica | floor) | int -}}
+{{- if lt $fit 1 }}
+{{- fail (printf "workers.gpus=%d holds no replica of workers.gpusPerReplica=%v; raise workers.gpus" (int $workers.gpus) $workers.gpusPerReplica) }}
+{{- end }}
+{{- end }}
+{{- $most := int (ternary $workers.maxReplicas $workers.minReplicas (eq (include "historay.autoscaled" .) "true")) -}}
+{{- $wanted := int (dig "min_replicas" 1 .Values.serve) -}}
+{{- if gt $wanted (mul $fit $most | int) }}
+{{- fail (printf "serve.min_replicas=%d is more than the %d that fit %d workers; raise their number or workers.cpu" $wanted (mul $fit $most) $most) }}
+{{- end }}
+{{- end }}
+
 {{/* What the schema cannot say: two values that disagree. */}}
 {{- define "historay.check" -}}
 {{- $name := include "historay.fullname" . -}}
@@ -115,4 +153,5 @@ seccompProfile:
 {{- if and (eq .Values.upgrade.strategy "NewClusterWithIncrementalUpgrade") (gt (int .Values.upgrade.stepSizePercent) (int .Values.upgrade.maxSurgePercent)) }}
 {{- fail (printf "upgrade.stepSizePercent=%d is more than upgrade.maxSurgePercent=%d" (int .Values.upgrade.stepSizePercent) (int .Values.upgrade.maxSurgePercent)) }}
 {{- end }}
+{{- include "historay.checkRoom" . }}
 {{- end }}

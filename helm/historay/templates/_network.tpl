@@ -41,8 +41,7 @@ podSelector:
     ray.io/is-ray-node: "yes"
 {{- end }}
 
-{{/* Where every pod of ours may go: DNS, the store. */}}
-{{- define "historay.egress" -}}
+{{- define "historay.dns" -}}
 - to:
     - namespaceSelector:
         matchLabels:
@@ -50,6 +49,11 @@ podSelector:
   ports:
     - {protocol: UDP, port: 53}
     - {protocol: TCP, port: 53}
+{{- end }}
+
+{{/* Where every pod that reads the store may go: DNS, the store. */}}
+{{- define "historay.egress" -}}
+{{ include "historay.dns" . }}
 - to:
     {{- with .Values.networkPolicy.s3 }}
     {{- if or .namespaceLabels .podLabels }}

@@ -20,7 +20,7 @@ metadata:
 spec:
   serviceAccountName: {{ include "historay.serviceAccountName" . | quote }}
   # Only the head's autoscaler speaks to Kubernetes.
-  automountServiceAccountToken: {{ $isHead }}
+  automountServiceAccountToken: {{ and $isHead (eq (include "historay.autoscaled" $root) "true") }}
   terminationGracePeriodSeconds: {{ $root.Values.terminationGracePeriodSeconds | int64 }}
   {{- with $root.Values.priorityClassName }}
   priorityClassName: {{ . | quote }}

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from historay.cluster.follow import INTERRUPTED, ask_to_cancel, follow
+from historay.cluster.follow import ask_to_cancel, follow
 from historay.cluster.jobs import Jobs
 from historay.cluster.kube import KubernetesJobs
 from historay.cluster.settings import JobsConfig, SubmitConfig
@@ -24,12 +24,14 @@ _EXAMPLES = """  historay submit train train.yaml --workers 4 --gpus 1 --env-fro
   historay submit train train.yaml cluster.yaml -- --epochs 20 --use-gpu
   historay submit pipeline pipeline.yaml cluster.yaml --queue team-a
   historay submit evaluate evaluate.yaml --address http://127.0.0.1:8265"""
+_OF_ALL = {"list", "clean"}
 _JOBS_USAGE = """usage: historay jobs COMMAND [NAME] [--namespace ...] [--context ...] [--address ...]
 
   list         Historay's jobs, oldest first
   logs NAME    prints the log as far as it is
   wait NAME    follows a job to its end and exits with its status
-  cancel NAME  ends a job; a run goes on from its last checkpoint when it is submitted again"""
+  cancel NAME  ends a job; a run goes on from its last checkpoint when it is submitted again
+  clean        removes the jobs that have ended, which count in a namespace's quota; what they made stays"""
 
 
 def submit(arguments: list[str], stages: Mapping[str, str]) -> int:
@@ -54,17 +56,17 @@ def submit(arguments: list[str], stages: Mapping[str, str]) -> int:
 
 
 def jobs(arguments: list[str]) -> int:
-    """Runs ``list``, ``logs NAME``, ``wait NAME`` or ``cancel NAME``."""
+    """Runs ``list``, ``clean``, ``logs NAME``, ``wait NAME`` or ``cancel NAME``."""
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(_JOBS_USAGE)  # noqa: T201
         return 0 if arguments else 2
     command, rest = arguments[0], arguments[1:]
-    if command not in {"list", "logs", "wait", "cancel"}:
-        raise ConfigError(f"historay jobs {command}: unknown; there are list, logs, wait, cancel")
+    if command not in {"list", "logs", "wait", "cancel", "clean"}:
+        raise ConfigError(f"historay jobs {command}: unknown; there are list, logs, wait, cancel, clean")
     name = rest.pop(0) if rest and not rest[0].startswith("-") else ""
-    if command != "list" and not name and not {"-h", "--help"} & set(rest):
+    if command not in _OF_ALL and not name and not {"-h", "--help"} & set(rest):
         raise ConfigError(f"historay jobs {command}: which job? historay jobs list shows their names")
-    there = JobsConfig.from_command_line(rest, f"historay jobs {command}{'' if command == 'list' else ' NAME'}")
+    there = JobsConfig.from_command_line(rest, f"historay jobs {command}{'' if command in _OF_ALL else ' NAME'}")
     found = _open(there.namespace, there.context, there.address)
     match command:
         case "list":
@@ -75,7 +77,16 @@ def jobs(arguments: list[str]) -> int:
             return _follow(found, name)
         case "cancel":
             _tell(f"{name}: {found.cancel(name)}")
+        case "clean":
+            _clean(found)
     return 0
+
+
+def _clean(found: Jobs) -> None:
+    for view in found.views():
+        if view.ended:
+            found.remove(view.name)
+            _tell(f"{view.name}: removed ({view.words})")
 
 
 def _stage(name: str, own: list[str], stages: Mapping[str, str]) -> Stage:
@@ -135,7 +146,7 @@ def _run(plan: list[Stage], cluster: SubmitConfig) -> int:
             return 0
         if status := _follow(found, name):
             left = ", ".join(later.name for later in plan[number + 1 :])
-            if left and status != INTERRUPTED:
+            if left:
                 _tell(f"the pipeline ends here; not run: {left}")
             return status
     return 0

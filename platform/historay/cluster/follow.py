@@ -80,14 +80,8 @@ def _tell_once(text: str, said: set[str], tell: Tell) -> None:
 
 def _print_log(jobs: Jobs, name: str, ended: threading.Event, tell: Tell, out: TextIO) -> None:
     """Runs beside the watch; a log that cannot be read is said and does not end the watch."""
-    while True:
-        try:
-            for line in jobs.lines(name, ended.is_set):
-                print(line, file=out, flush=True)
-            return
-        except Unreachable:
-            if ended.wait(_POLL_S):
-                return
-        except ClusterError as error:
-            tell(f"{name}: its log cannot be read: {error}")
-            return
+    try:
+        for line in jobs.lines(name, ended.is_set):
+            print(line, file=out, flush=True)
+    except ClusterError as error:
+        tell(f"{name}: its log cannot be read: {error}")

@@ -55,10 +55,13 @@ class Jobs(Protocol):
         """Says what keeps the job's pods from running, and the fix."""
 
     def lines(self, name: str, ended: Callable[[], bool]) -> Iterator[str]:
-        """Yields the job's log from its start, and what is added until ``ended`` says so."""
+        """Yields each line of the job's log once, from its start until ``ended`` says so; before that it waits for a server."""
 
     def cancel(self, name: str) -> str:
         """Ends a job and what belongs to it; returns what became of it, in words."""
+
+    def remove(self, name: str) -> None:
+        """Forgets a job that has ended."""
 
 
 def exit_code_in(message: str) -> int | None:

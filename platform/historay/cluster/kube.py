@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 
 from historay.cluster.jobs import JobView
-from historay.cluster.obstacles import find_obstacles, untouched
+from historay.cluster.obstacles import find_obstacles, refused, untouched
 from historay.cluster.rayjob import (
     API_VERSION,
     GROUP,
@@ -30,6 +31,7 @@ from historay.cluster.settings import SubmitConfig
 from historay.cluster.stages import Stage, output_id
 from historay.cluster.status import read_rayjob
 from historay.errors import ClusterError, ConfigError, Unreachable
+from historay.log import log_event
 
 _SUBMITTER = "ray-job-submitter"
 _POLL_S = 1.0
@@ -62,10 +64,12 @@ class KubernetesJobs:
         self._create_config_map(build_config_map(stage, name))
         try:
             rayjob = self._create_rayjob(build_rayjob(stage, cluster, name))
+        except Unreachable as error:  # its pods would wait for the settings for ever
+            raise Unreachable(f"{error}; it may have taken {name}: historay jobs wait {name}{self.flags}") from None
         except ClusterError:
             self._call(self._core.delete_namespaced_config_map, name, self.namespace)
             raise
-        self._call(self._core.patch_namespaced_config_map, name, self.namespace, owner_reference(rayjob))
+        self._hand_over_settings(name, rayjob)
         try:
             self._refuse_twin(stage, name)  # of two that were submitted at the same moment, both see the other here
         except ClusterError:
@@ -87,22 +91,32 @@ class KubernetesJobs:
         return untouched(rayjob, datetime.now(UTC), self.namespace) + find_obstacles(pods, mine)
 
     def lines(self, name: str, ended: Callable[[], bool]) -> Iterator[str]:
-        num_read: dict[str, int] = {}  # by pod; a broken stream is opened again and what was read is skipped
+        num_read: Counter[str] = Counter()  # by pod; a broken stream is opened again and what was read is skipped
         while True:
             last = ended()
-            for pod in sorted(self._submitters(name), key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
-                uid = pod["metadata"]["uid"]
-                for line in self._log(pod["metadata"]["name"], num_read.get(uid, 0), follow=not last):
-                    num_read[uid] = num_read.get(uid, 0) + 1
-                    yield line
+            try:
+                yield from self._new_lines(name, num_read, follow=not last)
+            except Unreachable:
+                if last:
+                    raise
             if last:
                 return
             time.sleep(_POLL_S)
+
+    def _new_lines(self, name: str, num_read: Counter[str], *, follow: bool) -> Iterator[str]:
+        for pod in sorted(self._submitters(name), key=lambda pod: str(pod["metadata"]["creationTimestamp"])):
+            uid = pod["metadata"]["uid"]
+            for line in self._log(pod["metadata"]["name"], num_read[uid], follow=follow):
+                num_read[uid] += 1
+                yield line
 
     def cancel(self, name: str) -> str:
         arguments = (GROUP, API_VERSION, self.namespace, PLURAL, name)
         self._call(self._custom.delete_namespaced_custom_object, *arguments, propagation_policy="Background")
         return "cancelled"
+
+    def remove(self, name: str) -> None:
+        self.cancel(name)
 
     def _refuse_twin(self, stage: Stage, name: str) -> None:
         """Refuses where another unfinished job writes the same run, search or data set."""
@@ -114,6 +128,13 @@ class KubernetesJobs:
                     f"{stage.name} {stage.subject}: the job {view.name} is at it already ({view.words}); wait for it "
                     f"(historay jobs wait {view.name}{self.flags}) or cancel it"
                 )
+
+    def _hand_over_settings(self, name: str, rayjob: Object) -> None:
+        """Has the ConfigMap go with the job; where that is refused the job runs all the same."""
+        try:
+            self._call(self._core.patch_namespaced_config_map, name, self.namespace, owner_reference(rayjob))
+        except ClusterError as error:
+            log_event("WARNING settings will outlive the job", config_map=name, reason=error)
 
     def _create_config_map(self, body: Object, **options: str) -> None:
         self._call(self._core.create_namespaced_config_map, self.namespace, body, **_STRICT, **options)
@@ -179,7 +200,7 @@ class KubernetesJobs:
             case 403 if "forbidden: User" in message or "cannot " in message:
                 text = f"refuses: {message}. Ask for the role that allows it"
             case 403:
-                text = f"refuses: {message}"
+                text = f"refuses: {'; '.join(refused(message)) or message}"
             case 404 if f"{PLURAL}.{GROUP}" in message or "page not found" in message:
                 name = message.partition('"')[2].partition('"')[0]
                 text = f"has no job {name}; historay jobs list{self.flags} shows those there are" if name else _NO_KUBERAY

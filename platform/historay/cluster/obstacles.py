@@ -56,6 +56,10 @@ _CONTAINER = (
 )
 _ADMISSION = (
     Rule(
+        r"exceeded quota: (\S+), requested: count/rayjobs\.ray\.io=",
+        "the namespace's quota {0} is full of jobs; historay jobs clean removes those that have ended",
+    ),
+    Rule(
         r"exceeded quota: (\S+), requested: (.+), used: (.+), limited: ([^\n]+)",
         "the namespace's quota {0} is used up (asks for {1}, used {2}, of {3}); wait for other jobs, ask for less, or raise it",
     ),
@@ -90,6 +94,11 @@ def untouched(rayjob: Object, now: datetime, namespace: str) -> list[str]:
     if rayjob.get("status", {}).get("jobDeploymentStatus") or now - created < _UNTOUCHED or rayjob["spec"].get("suspend"):
         return []
     return [f"no KubeRay operator has taken the job up for 30 s; is it running, and does it watch the namespace {namespace}?"]
+
+
+def refused(message: str) -> list[str]:
+    """Returns the words for the first rule by which the server refuses an object, and the fix; none if it is not known."""
+    return explain(_ADMISSION, message)[:1]
 
 
 def explain(rules: tuple[Rule, ...], message: str) -> list[str]:

@@ -66,22 +66,34 @@ class RayJobs:
         num_read = 0
         while True:
             last = ended()
-            with self._in_words(name):
+            try:
                 # The whole log each time: Historay's are short, and a broken connection then costs nothing.
-                lines = self._client.get_job_logs(name).splitlines(keepends=True)
+                lines = self._log(name)
+            except Unreachable:
+                if last:
+                    raise
+                lines = []
             whole = lines if last else [line for line in lines if line.endswith("\n")]
             for line in whole[num_read:]:
                 yield line.rstrip("\n")
-            num_read = len(whole)
+            num_read = max(num_read, len(whole))
             if last:
                 return
             time.sleep(_POLL_S)
+
+    def _log(self, name: str) -> list[str]:
+        with self._in_words(name):
+            return self._client.get_job_logs(name).splitlines(keepends=True)
 
     def cancel(self, name: str) -> str:
         with self._in_words(name):
             self._client.stop_job(name)
             waits = self._client.get_job_info(name).status == JobStatus.PENDING
         return "will be stopped once it starts; Ray cannot stop a job that waits for CPUs" if waits else "cancelled"
+
+    def remove(self, name: str) -> None:
+        with self._in_words(name):
+            self._client.delete_job(name)
 
     def _refuse_twin(self, stage: Stage) -> None:
         output = output_id(stage)

@@ -108,8 +108,8 @@ def _pod(container: Object, cluster: SubmitConfig, config_map: str, labels: dict
     if cluster.claim:
         volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": cluster.claim}})
     spec: Object = {**_pod_security(), **_placement(cluster), "containers": [container], "volumes": volumes}
-    if cluster.gpus:
-        # GPU nodes are commonly kept free of other pods by this taint.
+    if "nvidia.com/gpu" in container["resources"]["requests"]:
+        # GPU nodes are commonly kept free of other pods, the head's too, by this taint.
         spec["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return {"metadata": {"labels": dict(labels)}, "spec": spec}
 
@@ -138,7 +138,7 @@ def _placement(cluster: SubmitConfig) -> Object:
 def _container(name: str, cluster: SubmitConfig, resources: dict[str, str]) -> Object:
     container: Object = {
         "name": name,
-        "image": cluster.image,
+        "image": cluster.pod_image,
         "env": _environment(cluster),
         "resources": {"requests": resources, "limits": dict(resources)},
         "securityContext": {

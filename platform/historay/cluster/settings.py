@@ -22,8 +22,8 @@ _ENV_FROM_SECRET = re.compile(rf"^({_SECRET}|{_VARIABLE}={_SECRET}/[-._a-zA-Z0-9
 class SubmitConfig(Config):
     """Runs a stage on a cluster: as a RayJob on Kubernetes, or on a plain Ray cluster by --address."""
 
-    image: str = f"historay:{version('historay')}"
-    """The image of every pod, made by the Dockerfile; its Ray must be the one installed here."""
+    image: str | None = None
+    """The image of every pod; its Ray must be the one installed here. historay:VERSION if not given, with gpus VERSION-gpu."""
     workers: int = Field(default=2, ge=1)
     """Worker pods."""
     cpus: int = Field(default=4, ge=1)
@@ -64,6 +64,11 @@ class SubmitConfig(Config):
     """Return once the job is accepted."""
     dry_run: bool = False
     """Let the API server check everything and create nothing; prints the RayJob."""
+
+    @property
+    def pod_image(self) -> str:
+        """The image of every pod: if none is given the Dockerfile's, whose cpu target cannot use a GPU."""
+        return self.image or f"historay:{version('historay')}{'-gpu' if self.gpus else ''}"
 
     @model_validator(mode="after")
     def _check_environment(self) -> "SubmitConfig":
