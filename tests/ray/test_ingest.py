@@ -107,8 +107,31 @@ def test_a_run_with_every_image_bad_fails_with_the_reasons(ray_cluster: None, tm
     for name in "ab":
         (tmp_path / "tiles" / name).mkdir(parents=True)
         (tmp_path / "tiles" / name / "x.jpg").write_bytes(b"text")
+    config = IngestConfig(
+        name="bad",
+        source=str(tmp_path / "tiles"),
+        layout="folder",
+        store=str(tmp_path / "store"),
+        val_fraction=0,
+        test_fraction=0,
+    )
     with pytest.raises(DataError, match="none of the 2 images can be used: not-an-image 2"):
-        ingest(IngestConfig(name="bad", source=str(tmp_path / "tiles"), layout="folder", store=str(tmp_path / "store")))
+        ingest(config)
+    for number, name in enumerate("ab"):
+        (tmp_path / "tiles" / name / "x.jpg").write_bytes(encoded(texture(number)))
+    assert ingest(config).record.num_tiles["train"] == 2, "mended images are read again"
+
+
+def test_an_image_that_was_missing_when_an_ingest_broke_off_is_looked_for_again(ray_cluster: None, tmp_path: Path) -> None:
+    rows = [f"{number}.jpg,{'ab'[number % 2]},{'PQR'[number]}" for number in range(3)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,label,patient", *rows]))
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(encoded(texture(number)))
+    config = IngestConfig(name="late", source=str(tmp_path / "manifest.csv"), store=str(tmp_path / "store"))
+    with pytest.raises(DataError, match=r"2 group\(s\) of tiles cannot fill the splits"):
+        ingest(config)
+    (tmp_path / "2.jpg").write_bytes(encoded(texture(2)))
+    assert ingest(config).record.num_tiles == {"train": 1, "val": 1, "test": 1}
 
 
 def test_a_killed_ingest_goes_on_where_it_stopped(ray_cluster: None, tiles: Path, tmp_path: Path) -> None:
