@@ -37,6 +37,7 @@ class Listing:
     """Every image of a source: the store it lies in, the classes in their order, and a row per image, sorted by path."""
 
     store: Store
+    layout: Layout
     classes: tuple[str, ...]
     rows: pd.DataFrame  # COLUMNS; text columns hold None where unknown
 
@@ -53,7 +54,7 @@ def list_source(source: str, layout: Layout) -> Listing:
     given = rows["split"].notna()
     if given.any() and not given.all():
         raise DataError(f"{source}: {int((~given).sum())} of {len(rows)} rows have no split; give it for all rows or for none")
-    return Listing(store, classes, rows.reindex(columns=list(COLUMNS)).sort_values("path", ignore_index=True))
+    return Listing(store, layout, classes, rows.reindex(columns=list(COLUMNS)).sort_values("path", ignore_index=True))
 
 
 Listed = tuple[Store, pd.DataFrame, tuple[str, ...]]
