@@ -3,6 +3,7 @@
 A key is a relative path with forward slashes, e.g. ``models/demo/3f2a/model.json``.
 """
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -98,6 +99,23 @@ def _checked(key: str) -> str:
     return key
 
 
+def _refuse_listing(error: OSError) -> None:
+    """A folder may go while its parent is listed; one that refuses to be listed would lose its files without a word."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise StorageError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+
+def _size(path: Path) -> int | None:
+    """Returns a file's bytes, those of the link itself where it leads nowhere, and None if the file went in the meantime."""
+    try:
+        with contextlib.suppress(OSError):
+            return path.stat().st_size
+        return path.lstat().st_size
+    except OSError as error:
+        _refuse_listing(error)
+    return None
+
+
 class LocalStore:
     """A store in a folder; writes go to a temporary name in the same folder and are renamed."""
 
@@ -156,12 +174,11 @@ class LocalStore:
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         top = self.root / _checked(prefix) if prefix else self.root
         found = []
-        for folder, _, names in os.walk(top):
+        for folder, _, names in os.walk(top, onerror=_refuse_listing):
             for name in names:
-                if name.startswith(_TEMPORARY) or name.endswith(_LOCK):
-                    continue
                 path = Path(folder, name)
-                size = path.lstat().st_size if path.is_symlink() and not path.exists() else path.stat().st_size
+                if name.startswith(_TEMPORARY) or name.endswith(_LOCK) or (size := _size(path)) is None:
+                    continue
                 found.append(StoredObject(path.relative_to(self.root).as_posix(), size))
         yield from sorted(found)
 

@@ -1,7 +1,6 @@
 """An ingest keeps what is good, says what is bad, and gives the same version for the same input."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from images import encoded, png_of_claimed_size, texture
-from processes import COMMAND, environment, kill_all, wait_until
+from processes import COMMAND, UNPRIVILEGED, environment, kill_all, wait_until
 
 from historay.data.dataset import Dataset, list_datasets, open_dataset
 from historay.data.ingest import IngestConfig, ingest
@@ -50,17 +49,7 @@ def hostile_folder(folder: Path, num_good: int = 114) -> dict[str, str]:
 
 def test_of_a_folder_with_hostile_files_all_the_good_are_in_and_all_the_bad_in_quarantine(tmp_path: Path) -> None:
     expected = hostile_folder(tmp_path / "tiles")
-    # root reads everything unless it gives up the capability to override permissions
-    unprivileged = [
-        "setpriv",
-        "--bounding-set",
-        "-dac_override,-dac_read_search",
-        "--inh-caps",
-        "-dac_override,-dac_read_search",
-    ]
-    if os.geteuid() or shutil.which("setpriv") is None:
-        unprivileged = []
-    command = [*unprivileged, COMMAND, "ingest", "--name", "h", "--layout", "folder", "--source", "tiles", "--store", "store"]
+    command = [*UNPRIVILEGED, COMMAND, "ingest", "--name", "h", "--layout", "folder", "--source", "tiles", "--store", "store"]
     done = subprocess.run(
         command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300, check=False
     )
