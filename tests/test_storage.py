@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from processes import UNPRIVILEGED
 
-from historay.errors import Conflict, NotFound, StorageError, Unreadable
+from historay.errors import Conflict, NotFound, StorageError, TooLarge, Unreadable
 from historay.storage import LocalStore, Store, open_store, read_uri, split_uri
 
 
@@ -27,6 +27,14 @@ def test_what_was_written_is_read_back(any_store: Store) -> None:
     any_store.write("a/b.bin", b"\x00\xff")
     assert any_store.read("a/b.bin") == b"\x00\xff"
     assert any_store.exists("a/b.bin")
+
+
+def test_an_object_of_more_bytes_than_allowed_is_refused_unread(any_store: Store) -> None:
+    any_store.write("a", bytes(100))
+    assert any_store.read("a", at_most=100) == bytes(100)
+    with pytest.raises(TooLarge, match="a: 100 bytes, at most 99 are allowed"):
+        any_store.read("a", at_most=99)
+    assert any_store.read("a") == bytes(100), "the connection is as good as before"
 
 
 def test_a_missing_object_is_named_in_the_error(any_store: Store) -> None:

@@ -19,7 +19,7 @@ import pyarrow.fs
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
-from historay.errors import Conflict, NotFound, StorageError, Unreadable
+from historay.errors import Conflict, NotFound, StorageError, TooLarge, Unreadable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -42,8 +42,8 @@ class Store(Protocol):
 
     uri: str
 
-    def read(self, key: str) -> bytes:
-        """Returns the object's bytes; NotFound if there is none."""
+    def read(self, key: str, at_most: int | None = None) -> bytes:
+        """Returns the object's bytes; NotFound if there is none, TooLarge, unread, if it has more bytes than ``at_most``."""
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
         """Returns the object's bytes with the tag that ``swap`` compares."""
@@ -99,6 +99,11 @@ def _checked(key: str) -> str:
     return key
 
 
+def _refuse_large(where: str, num_bytes: int, at_most: int | None) -> None:
+    if at_most is not None and num_bytes > at_most:
+        raise TooLarge(f"{where}: {num_bytes} bytes, at most {at_most} are allowed")
+
+
 def _refuse_listing(error: OSError) -> None:
     """A folder may go while its parent is listed; one that refuses to be listed would lose its files without a word."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -126,10 +131,12 @@ class LocalStore:
     def locate(self, key: str) -> str:
         return str(self.root / _checked(key))
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, at_most: int | None = None) -> bytes:
         path = self.root / _checked(key)
         try:
-            return path.read_bytes()
+            with path.open("rb") as file:
+                _refuse_large(str(path), os.fstat(file.fileno()).st_size, at_most)
+                return file.read()
         except FileNotFoundError:
             raise NotFound(f"{path}: no such file") from None
         except OSError as error:
@@ -199,15 +206,11 @@ class S3Store:
     def locate(self, key: str) -> str:
         return f"s3://{self.bucket}/{self._full(key)}"
 
-    def read(self, key: str) -> bytes:
-        return self.read_tagged(key)[0]
+    def read(self, key: str, at_most: int | None = None) -> bytes:
+        return self._get(key, at_most)[0]
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
-        try:
-            answer = _s3_client().get_object(Bucket=self.bucket, Key=self._full(key))
-            return answer["Body"].read(), answer["ETag"]
-        except (ClientError, BotoCoreError) as error:
-            raise self._explained(error, key) from error
+        return self._get(key, None)
 
     def write(self, key: str, data: bytes) -> None:
         try:
@@ -259,6 +262,15 @@ class S3Store:
             region=_s3_client().meta.region_name,
         )
         return filesystem, f"{self.bucket}/{self.prefix}".rstrip("/")
+
+    def _get(self, key: str, at_most: int | None) -> tuple[bytes, str]:
+        try:
+            answer = _s3_client().get_object(Bucket=self.bucket, Key=self._full(key))
+            with contextlib.closing(answer["Body"]) as body:
+                _refuse_large(self.locate(key), answer["ContentLength"], at_most)
+                return body.read(), answer["ETag"]
+        except (ClientError, BotoCoreError) as error:
+            raise self._explained(error, key) from error
 
     def _full(self, key: str) -> str:
         return self.prefix + _checked(key)

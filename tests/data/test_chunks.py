@@ -1,5 +1,6 @@
 """A chunk of a listing is read and checked image by image; what cannot be used stands in quarantine, and nothing else does."""
 
+import os
 from pathlib import Path
 
 import h5py
@@ -37,3 +38,11 @@ def test_tiles_of_an_hdf5_file_are_read_without_loss(store: LocalStore, tmp_path
         file["y"] = np.array([0, 1, 1], np.uint8).reshape(-1, 1, 1, 1)
     good, bad = staged(store, str(tmp_path), "pcam")
     assert (good, bad) == ([f"camelyonpatch_level_2_split_train_x.h5#{row:06d}" for row in range(3)], {})
+
+
+def test_a_file_of_more_bytes_than_allowed_is_not_read_into_memory(store: LocalStore, tmp_path: Path) -> None:
+    for name in ("a/slide.tif", "b/tile.jpg"):
+        (tmp_path / "tiles" / name).parent.mkdir(parents=True)
+        (tmp_path / "tiles" / name).write_bytes(encoded(texture(0)))
+    os.truncate(tmp_path / "tiles/a/slide.tif", 2**40)  # a hole: far more than any machine's memory
+    assert staged(store, str(tmp_path / "tiles"), "folder") == (["b/tile.jpg"], {"a/slide.tif": "too-many-bytes"})

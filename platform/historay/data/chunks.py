@@ -13,7 +13,7 @@ from historay.data.decode import Limits, encode_png, verify_tile
 from historay.data.duplicates import fingerprint
 from historay.data.layouts import Layout, Listing, open_hdf5
 from historay.data.schema import QUARANTINE_SCHEMA, TILE_SCHEMA
-from historay.errors import BadImage, NotFound, Unreadable
+from historay.errors import BadImage, NotFound, TooLarge, Unreadable
 from historay.storage import Store, open_store
 
 Row = dict[str, Any]
@@ -96,9 +96,11 @@ def _read(chunk: Chunk) -> Iterator[tuple[Row, bytes | BadImage]]:
         return
     for row in rows:
         try:
-            yield row, store.read(str(row["path"]))
+            yield row, store.read(str(row["path"]), at_most=chunk.limits.max_bytes)
         except NotFound:
             yield row, BadImage("missing: the listing names it, the source does not have it")
+        except TooLarge as error:
+            yield row, BadImage(f"too-many-bytes: {str(error).rpartition(': ')[2]}")
         except Unreadable as error:
             yield row, BadImage(f"unreadable: {type(error.__cause__).__name__}")
 
