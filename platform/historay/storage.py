@@ -160,7 +160,8 @@ class LocalStore:
         except OSError as error:
             raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def swap(self, key: str, data: bytes, expected: str | None) -> None:
         path = self.root / _checked(key)
