@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from lossy import losing_one_answer
 from processes import UNPRIVILEGED
 
 from historay.errors import Conflict, NotFound, StorageError, TooLarge, Unreadable
@@ -183,6 +184,23 @@ def test_a_file_is_read_by_its_address(any_store: Store) -> None:
 def test_a_missing_bucket_is_named(s3_server: str) -> None:
     with pytest.raises(StorageError, match="s3://no-such-bucket/x/a: the bucket does not exist"):
         open_store("s3://no-such-bucket/x").write("a", b"")
+
+
+@pytest.mark.s3
+def test_a_swap_whose_answer_was_lost_is_no_conflict_with_itself(
+    s3_server: str, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from historay import storage
+
+    with losing_one_answer(int(s3_server.rpartition(":")[2]), b"PUT") as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        storage._s3_client.cache_clear()
+        try:
+            open_store(s3_uri).swap("alias.json", b"1", expected=None)
+            with pytest.raises(Conflict):
+                open_store(s3_uri).swap("alias.json", b"2", expected=None)
+        finally:
+            storage._s3_client.cache_clear()
 
 
 @pytest.mark.s3
