@@ -23,7 +23,7 @@ from historay.training.settings import TrainConfig
 from historay.training.train import train
 
 # Ray's own deprecation warnings are not ours to mend.
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
 
 
 def hostile_folder(folder: Path, num_good: int = 114) -> dict[str, str]:
@@ -51,7 +51,7 @@ def test_of_a_folder_with_hostile_files_all_the_good_are_in_and_all_the_bad_in_q
     expected = hostile_folder(tmp_path / "tiles")
     command = [*UNPRIVILEGED, COMMAND, "ingest", "--name", "h", "--layout", "folder", "--source", "tiles", "--store", "store"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300, check=False
+        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     dataset = open_dataset(open_store(str(tmp_path / "store")), "h")
@@ -130,7 +130,7 @@ def test_a_killed_ingest_goes_on_where_it_stopped(ray_cluster: None, tiles: Path
     command = [COMMAND, "ingest", "--name", "k", "--source", str(tiles / "manifest.csv"), "--store", store.uri]
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(command, env=environment(home), stderr=log)
-        wait_until(lambda: any(".staging" in item.key for item in store.list()), 120, "the first staged chunk")
+        wait_until(lambda: any(".staging" in item.key for item in store.list()), 600, "the first staged chunk")
         driver.kill()
         driver.wait()
         kill_all(home)
@@ -148,7 +148,7 @@ def test_two_ingests_at_once_do_no_harm_and_give_one_version(ray_cluster: None, 
         other = subprocess.Popen(command, env=environment(home), stderr=log)
         try:
             ours = ingest(config)
-            assert other.wait(timeout=240) == 0, (tmp_path / "log").read_text()
+            assert other.wait(timeout=900) == 0, (tmp_path / "log").read_text()
         finally:
             kill_all(home)
     assert [record.version for record in list_datasets(ours.store, "twice")] == [ours.record.version]
