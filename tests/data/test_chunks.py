@@ -46,3 +46,10 @@ def test_a_file_of_more_bytes_than_allowed_is_not_read_into_memory(store: LocalS
         (tmp_path / "tiles" / name).write_bytes(encoded(texture(0)))
     os.truncate(tmp_path / "tiles/a/slide.tif", 2**40)  # a hole: far more than any machine's memory
     assert staged(store, str(tmp_path / "tiles"), "folder") == (["b/tile.jpg"], {"a/slide.tif": "too-many-bytes"})
+
+
+def test_an_image_whose_name_tells_no_class_is_kept_apart_from_those_whose_names_do(store: LocalStore, tmp_path: Path) -> None:
+    for number, name in enumerate(("SOB_B_TA-14-4659-40-001.png", "SOB_M_DC-14-2523-40-010.png", "holiday.png")):
+        (tmp_path / name).write_bytes(encoded(texture(number), "PNG"))
+    good, bad = staged(store, str(tmp_path), "breakhis")
+    assert (len(good), bad) == (2, {"holiday.png": "misnamed"})

@@ -95,6 +95,9 @@ def _read(chunk: Chunk) -> Iterator[tuple[Row, bytes | BadImage]]:
         yield from _read_hdf5(store, rows)
         return
     for row in rows:
+        if row["label_name"] is None:
+            yield row, BadImage("misnamed: its name does not tell its class as the layout's names do")
+            continue
         try:
             yield row, store.read(str(row["path"]), at_most=chunk.limits.max_bytes)
         except NotFound:

@@ -39,7 +39,7 @@ class Listing:
     store: Store
     layout: Layout
     classes: tuple[str, ...]
-    rows: pd.DataFrame  # COLUMNS; text columns hold None where unknown
+    rows: pd.DataFrame  # COLUMNS; text columns hold None where unknown; without label_name: a name that says nothing
 
 
 def list_source(source: str, layout: Layout) -> Listing:
@@ -133,13 +133,12 @@ def _breakhis(source: str) -> Listed:
     def parsed(path: str) -> dict[str, object]:
         match = _BREAKHIS_NAME.match(PurePosixPath(path).stem)
         if match is None:
-            raise DataError(
-                f"{source}: an image is not named like BreakHis, SOB_B_TA-14-4659-40-001.png; use layout folder instead"
-            )
+            return {}
         slide = f"{match['year']}-{match['slide']}"
         return {"label_name": _BREAKHIS_LABELS[match["label"]], "patient": slide, "slide": f"{slide}-{match['zoom']}x"}
 
-    return _by_name(source, parsed, tuple(_BREAKHIS_LABELS.values()))
+    names = "BreakHis, SOB_B_TA-14-4659-40-001.png; use layout folder instead"
+    return _by_name(source, parsed, tuple(_BREAKHIS_LABELS.values()), names)
 
 
 def _idc(source: str) -> Listed:
@@ -147,21 +146,22 @@ def _idc(source: str) -> Listed:
 
     def parsed(path: str) -> dict[str, object]:
         match = _IDC_NAME.match(PurePosixPath(path).stem)
-        if match is None:
-            raise DataError(
-                f"{source}: an image is not named like IDC, 8863_idx5_x101_y1201_class1.png; use layout manifest instead"
-            )
-        return {"label_name": _IDC_LABELS[match["label"]], "patient": match["patient"]}
+        return {"label_name": _IDC_LABELS[match["label"]], "patient": match["patient"]} if match else {}
 
-    return _by_name(source, parsed, tuple(_IDC_LABELS.values()))
+    names = "IDC, 8863_idx5_x101_y1201_class1.png; use layout manifest instead"
+    return _by_name(source, parsed, tuple(_IDC_LABELS.values()), names)
 
 
-def _by_name(source: str, parsed: Callable[[str], dict[str, object]], classes: tuple[str, ...]) -> Listed:
+def _by_name(source: str, parsed: Callable[[str], dict[str, object]], classes: tuple[str, ...], names: str) -> Listed:
+    """Reads all from the files' names; an image whose name says nothing has no label and ends in quarantine."""
     store = open_store(source)
     paths = [
         item.key for item in store.list() if PurePosixPath(item.key).suffix.lower() in IMAGE_ENDINGS and not _hidden(item.key)
     ]
-    return store, _filled(pd.DataFrame([{"path": path, **parsed(path)} for path in paths])), classes
+    rows = _filled(pd.DataFrame([{"path": path, **parsed(path)} for path in paths]))
+    if len(rows) and rows["label_name"].isna().all():
+        raise DataError(f"{source}: the images are not named like {names}")
+    return store, rows, classes
 
 
 def _pcam(source: str) -> Listed:
