@@ -12,6 +12,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from historay.cpus import available_cpus
 from historay.data.dataset import Dataset, open_dataset
 from historay.data.decode import Limits
 from historay.log import setup_logging
@@ -26,7 +27,7 @@ from historay.storage import open_store
 
 SPLIT = "train"
 PER_PASS = 32
-CORES = os.cpu_count() or 1
+CORES = available_cpus()
 
 
 def in_process(dataset: Dataset, model: str) -> float:

@@ -4,6 +4,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
 port=${PORT:-8000}
+if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+  echo "port $port is taken; choose another: PORT=8001 make demo" >&2
+  exit 1
+fi
 
 step() { printf '\n\033[1m$ %s\033[0m\n' "$*"; "$@"; }
 

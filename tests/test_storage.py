@@ -1,13 +1,21 @@
 """The store keeps its promises on a local folder and on a real S3 server alike."""
 
+import os
+import shutil
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from lossy import losing_one_answer
+from processes import UNPRIVILEGED
 
-from historay.errors import Conflict, NotFound, StorageError
+from historay.errors import Conflict, NotFound, StorageError, TooLarge, Unreadable
 from historay.storage import LocalStore, Store, open_store, read_uri, split_uri
 
 
@@ -22,6 +30,14 @@ def test_what_was_written_is_read_back(any_store: Store) -> None:
     assert any_store.exists("a/b.bin")
 
 
+def test_an_object_of_more_bytes_than_allowed_is_refused_unread(any_store: Store) -> None:
+    any_store.write("a", bytes(100))
+    assert any_store.read("a", at_most=100) == bytes(100)
+    with pytest.raises(TooLarge, match="a: 100 bytes, at most 99 are allowed"):
+        any_store.read("a", at_most=99)
+    assert any_store.read("a") == bytes(100), "the connection is as good as before"
+
+
 def test_a_missing_object_is_named_in_the_error(any_store: Store) -> None:
     with pytest.raises(NotFound, match=r"a/missing\.json"):
         any_store.read("a/missing.json")
@@ -34,6 +50,51 @@ def test_listing_is_sorted_and_stays_below_the_prefix(any_store: Store) -> None:
     assert [item.key for item in any_store.list("runs/b")] == ["runs/b/1", "runs/b/2"]
     assert {item.key for item in any_store.list()} == {"runs/b/1", "runs/b/2", "runs/bb/1", "models/x"}
     assert list(any_store.list("nothing")) == []
+
+
+def test_files_that_go_while_a_folder_is_listed_are_left_out(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("a/1", "a/2", "b/1"):
+        store.write(key, b"x")
+    walk = os.walk
+
+    def walk_beside_another_process(top: str, onerror: Any = None) -> Iterator[tuple[str, list[str], list[str]]]:
+        for folder, folders, names in walk(top, onerror=onerror):
+            shutil.rmtree(Path(store.uri, "b"), ignore_errors=True)
+            if "1" in names:
+                store.delete("a/1")
+            yield folder, folders, names
+
+    monkeypatch.setattr("os.walk", walk_beside_another_process)
+    assert [item.key for item in store.list()] == ["a/2"]
+
+
+def test_a_link_that_leads_nowhere_is_listed_and_cannot_be_read(store: LocalStore) -> None:
+    store.write("a/1", b"x")
+    Path(store.locate("a/broken")).symlink_to("gone")
+    Path(store.locate("a/circle")).symlink_to("circle")
+    assert [item.key for item in store.list()] == ["a/1", "a/broken", "a/circle"]
+    with pytest.raises(NotFound):
+        store.read("a/broken")
+    with pytest.raises(Unreadable):
+        store.read("a/circle")
+
+
+@pytest.mark.parametrize(("mode", "named"), [(0o000, "secret"), (0o400, "secret/1")])
+def test_a_folder_that_cannot_be_listed_is_named(store: LocalStore, mode: int, named: str) -> None:
+    store.write("a/1", b"x")
+    store.write("secret/1", b"x")
+    Path(store.locate("secret")).chmod(mode)
+    try:
+        listed = subprocess.run(
+            [*UNPRIVILEGED, sys.executable, "-c", _LISTING, store.uri], capture_output=True, text=True, check=False
+        )
+    finally:
+        Path(store.locate("secret")).chmod(0o700)
+    assert f"StorageError: {store.locate(named)}: cannot be listed: Permission denied" in listed.stderr
+    assert listed.stdout == ""
+
+
+_LISTING = "import sys; from historay.storage import LocalStore; print(list(LocalStore(sys.argv[1]).list()))"
 
 
 def test_deleting_twice_is_no_error(any_store: Store) -> None:
@@ -123,6 +184,23 @@ def test_a_file_is_read_by_its_address(any_store: Store) -> None:
 def test_a_missing_bucket_is_named(s3_server: str) -> None:
     with pytest.raises(StorageError, match="s3://no-such-bucket/x/a: the bucket does not exist"):
         open_store("s3://no-such-bucket/x").write("a", b"")
+
+
+@pytest.mark.s3
+def test_a_swap_whose_answer_was_lost_is_no_conflict_with_itself(
+    s3_server: str, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from historay import storage
+
+    with losing_one_answer(int(s3_server.rpartition(":")[2]), b"PUT") as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        storage._s3_client.cache_clear()
+        try:
+            open_store(s3_uri).swap("alias.json", b"1", expected=None)
+            with pytest.raises(Conflict):
+                open_store(s3_uri).swap("alias.json", b"2", expected=None)
+        finally:
+            storage._s3_client.cache_clear()
 
 
 @pytest.mark.s3

@@ -98,8 +98,8 @@ def _search(arguments: list[str]) -> None:
     from historay.training.search_settings import SearchConfig
 
     examples = (
-        "  historay search jobs/configs/pcam-search.yaml\n"
-        "  historay search jobs/configs/pcam-search.yaml --resume --max-hours 2"
+        "  historay search jobs/configs/pcam-tiny-search.yaml\n"
+        "  historay search jobs/configs/pcam-tiny-search.yaml --resume --max-hours 2"
     )
     config = SearchConfig.from_command_line(arguments, "historay search", examples)
     selection = search(config)
@@ -160,11 +160,13 @@ def _serve(arguments: list[str]) -> None:
 def _keys(arguments: list[str]) -> None:
     """Makes, lists and revokes the API keys of an endpoint; a running one follows."""
     commands: dict[str, Callable[..., None]] = {"new": _keys_new, "list": _keys_list, "revoke": _keys_revoke}
-    tyro.extras.subcommand_cli_from_dict(commands, prog="historay keys", args=arguments)
+    tyro.extras.subcommand_cli_from_dict(commands, prog="historay keys", description=_keys.__doc__, args=arguments)
 
 
 def _keys_new(key_id: tyro.conf.Positional[str], file: Path = Path("keys.yaml")) -> None:
     """Prints a new key, once: the file keeps its hash alone.
+
+    Example: historay keys new lis-of-site-b --file keys.yaml
 
     Args:
         key_id: Names the system that will use the key, in the audit log; not a person.
@@ -179,6 +181,8 @@ def _keys_new(key_id: tyro.conf.Positional[str], file: Path = Path("keys.yaml"))
 def _keys_list(file: Path = Path("keys.yaml")) -> None:
     """Lists the ids of the keys.
 
+    Example: historay keys list --file keys.yaml
+
     Args:
         file: The endpoint's keys file.
     """
@@ -192,6 +196,8 @@ def _keys_list(file: Path = Path("keys.yaml")) -> None:
 
 def _keys_revoke(key_id: tyro.conf.Positional[str], file: Path = Path("keys.yaml")) -> None:
     """Locks a key out of every endpoint that reads the file.
+
+    Example: historay keys revoke lis-of-site-b --file keys.yaml
 
     Args:
         key_id: The key's id.
@@ -252,11 +258,13 @@ def _models(arguments: list[str]) -> None:
         "promote": _models_promote,
         "rollback": _models_rollback,
     }
-    tyro.extras.subcommand_cli_from_dict(commands, prog="historay models", args=arguments)
+    tyro.extras.subcommand_cli_from_dict(commands, prog="historay models", description=_models.__doc__, args=arguments)
 
 
 def _models_list(store: str = "historay-store") -> None:
     """Lists every model version in the store with its aliases.
+
+    Example: historay models list --store s3://bucket/historay
 
     Args:
         store: Local path or s3://bucket/prefix.
@@ -273,6 +281,8 @@ def _models_list(store: str = "historay-store") -> None:
 
 def _models_show(reference: tyro.conf.Positional[str], store: str = "historay-store") -> None:
     """Shows what one model is and came from, as YAML.
+
+    Example: historay models show demo@production --store demo/store
 
     Args:
         reference: name, name@alias or name@version.
@@ -292,6 +302,8 @@ def _models_promote(
     force: str | None = None,
 ) -> None:
     """Points the alias production at a model that passes the gate, and prints each check.
+
+    Example: historay models promote demo@candidate --reason "the first model" --policy jobs/configs/gate.yaml
 
     Args:
         reference: name@candidate or name@version.
@@ -319,6 +331,8 @@ def _models_promote(
 
 def _models_rollback(name: tyro.conf.Positional[str], reason: str, store: str = "historay-store") -> None:
     """Points the alias production back at the version before.
+
+    Example: historay models rollback demo --reason "site B reports false alarms"
 
     Args:
         name: The model's name.

@@ -5,6 +5,7 @@ HistorayError
 ├── StorageError     the store cannot be read or written
 │   ├── NotFound     nothing is stored under that key
 │   ├── Unreadable   one object is there but refuses to be read; its neighbours may not
+│   │   └── TooLarge it has more bytes than its reader allows
 │   └── Conflict     somebody else changed the object first
 ├── DataError        a data set cannot be used as it is
 │   ├── BadImage     one image cannot be used; its neighbours can
@@ -37,6 +38,10 @@ class NotFound(StorageError):
 
 class Unreadable(StorageError):
     """One object is there but refuses to be read, such as a file without permission; its neighbours may not."""
+
+
+class TooLarge(Unreadable):
+    """One object has more bytes than its reader allows; nothing of it was read. Ends in ``: <bytes>, at most <bytes>``."""
 
 
 class Conflict(StorageError):

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 import ray.data
 
+from historay.cpus import available_cpus
 from historay.errors import HistorayError
 from historay.log import log_event, track
 
@@ -29,7 +30,7 @@ def connect_ray() -> None:
         ray.init(logging_level=logging.WARNING, log_to_driver=True)
         log_event("ray joined", address=os.environ["RAY_ADDRESS"])
         return
-    cpus = max(_MIN_LOCAL_CPUS, os.cpu_count() or 1)
+    cpus = max(_MIN_LOCAL_CPUS, available_cpus())
     # What workers print stays in Ray's log files; what a user needs comes back as progress, metrics and errors.
     ray.init(address="local", num_cpus=cpus, dashboard_host="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False)
     log_event("ray started", address="local", cpus=cpus)

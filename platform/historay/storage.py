@@ -3,6 +3,7 @@
 A key is a relative path with forward slashes, e.g. ``models/demo/3f2a/model.json``.
 """
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -18,7 +19,7 @@ import pyarrow.fs
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
-from historay.errors import Conflict, NotFound, StorageError, Unreadable
+from historay.errors import Conflict, NotFound, StorageError, TooLarge, Unreadable
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -41,8 +42,8 @@ class Store(Protocol):
 
     uri: str
 
-    def read(self, key: str) -> bytes:
-        """Returns the object's bytes; NotFound if there is none."""
+    def read(self, key: str, at_most: int | None = None) -> bytes:
+        """Returns the object's bytes; NotFound if there is none, TooLarge, unread, if it has more bytes than ``at_most``."""
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
         """Returns the object's bytes with the tag that ``swap`` compares."""
@@ -98,6 +99,28 @@ def _checked(key: str) -> str:
     return key
 
 
+def _refuse_large(where: str, num_bytes: int, at_most: int | None) -> None:
+    if at_most is not None and num_bytes > at_most:
+        raise TooLarge(f"{where}: {num_bytes} bytes, at most {at_most} are allowed")
+
+
+def _refuse_listing(error: OSError) -> None:
+    """A folder may go while its parent is listed; one that refuses to be listed would lose its files without a word."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise StorageError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+
+
+def _size(path: Path) -> int | None:
+    """Returns a file's bytes, those of the link itself where it leads nowhere, and None if the file went in the meantime."""
+    try:
+        with contextlib.suppress(OSError):
+            return path.stat().st_size
+        return path.lstat().st_size
+    except OSError as error:
+        _refuse_listing(error)
+    return None
+
+
 class LocalStore:
     """A store in a folder; writes go to a temporary name in the same folder and are renamed."""
 
@@ -108,10 +131,12 @@ class LocalStore:
     def locate(self, key: str) -> str:
         return str(self.root / _checked(key))
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, at_most: int | None = None) -> bytes:
         path = self.root / _checked(key)
         try:
-            return path.read_bytes()
+            with path.open("rb") as file:
+                _refuse_large(str(path), os.fstat(file.fileno()).st_size, at_most)
+                return file.read()
         except FileNotFoundError:
             raise NotFound(f"{path}: no such file") from None
         except OSError as error:
@@ -135,7 +160,8 @@ class LocalStore:
         except OSError as error:
             raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def swap(self, key: str, data: bytes, expected: str | None) -> None:
         path = self.root / _checked(key)
@@ -156,12 +182,11 @@ class LocalStore:
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         top = self.root / _checked(prefix) if prefix else self.root
         found = []
-        for folder, _, names in os.walk(top):
+        for folder, _, names in os.walk(top, onerror=_refuse_listing):
             for name in names:
-                if name.startswith(_TEMPORARY) or name.endswith(_LOCK):
-                    continue
                 path = Path(folder, name)
-                size = path.lstat().st_size if path.is_symlink() and not path.exists() else path.stat().st_size
+                if name.startswith(_TEMPORARY) or name.endswith(_LOCK) or (size := _size(path)) is None:
+                    continue
                 found.append(StoredObject(path.relative_to(self.root).as_posix(), size))
         yield from sorted(found)
 
@@ -182,15 +207,11 @@ class S3Store:
     def locate(self, key: str) -> str:
         return f"s3://{self.bucket}/{self._full(key)}"
 
-    def read(self, key: str) -> bytes:
-        return self.read_tagged(key)[0]
+    def read(self, key: str, at_most: int | None = None) -> bytes:
+        return self._get(key, at_most)[0]
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
-        try:
-            answer = _s3_client().get_object(Bucket=self.bucket, Key=self._full(key))
-            return answer["Body"].read(), answer["ETag"]
-        except (ClientError, BotoCoreError) as error:
-            raise self._explained(error, key) from error
+        return self._get(key, None)
 
     def write(self, key: str, data: bytes) -> None:
         try:
@@ -199,13 +220,14 @@ class S3Store:
             raise self._explained(error, key) from error
 
     def swap(self, key: str, data: bytes, expected: str | None) -> None:
+        condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         try:
-            if expected is None:
-                _s3_client().put_object(Bucket=self.bucket, Key=self._full(key), Body=data, IfNoneMatch="*")
-            else:
-                _s3_client().put_object(Bucket=self.bucket, Key=self._full(key), Body=data, IfMatch=expected)
+            _s3_client().put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)  # type: ignore[arg-type]
         except (ClientError, BotoCoreError) as error:
-            raise self._explained(error, key) from error
+            explained = self._explained(error, key)
+            # Where the answer to our first attempt was lost, the client's next one meets our own bytes.
+            if not isinstance(explained, Conflict) or self.read(key) != data:
+                raise explained from error
 
     def exists(self, key: str) -> bool:
         try:
@@ -242,6 +264,15 @@ class S3Store:
             region=_s3_client().meta.region_name,
         )
         return filesystem, f"{self.bucket}/{self.prefix}".rstrip("/")
+
+    def _get(self, key: str, at_most: int | None) -> tuple[bytes, str]:
+        try:
+            answer = _s3_client().get_object(Bucket=self.bucket, Key=self._full(key))
+            with contextlib.closing(answer["Body"]) as body:
+                _refuse_large(self.locate(key), answer["ContentLength"], at_most)
+                return body.read(), answer["ETag"]
+        except (ClientError, BotoCoreError) as error:
+            raise self._explained(error, key) from error
 
     def _full(self, key: str) -> str:
         return self.prefix + _checked(key)

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pyarrow as pa
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from historay.data.duplicates import DuplicatePairs
 from historay.data.leaks import find_confounds, find_leaks, summarise_leaks
+from historay.data.splits import SplitFractions, assign_splits, tile_groups
 
 NONE = DuplicatePairs(np.empty((0, 2), np.int64), np.empty(0, bool))
 
@@ -22,6 +25,30 @@ def test_a_patient_on_both_sides_is_found_once_and_named_by_tiles() -> None:
     tiles = manifest(patient=["A", "A", "A", "B"], split=["train", "test", "test", "test"])
     (leak,) = summarise_leaks(find_leaks(tiles, NONE))
     assert (leak.kind, leak.num_pairs, leak.splits, leak.tile_a, leak.tile_b) == ("patient", 1, ("test", "train"), "t0", "t1")
+
+
+def test_slides_that_are_numbered_anew_for_each_patient_are_no_leak() -> None:
+    tiles = manifest(patient=["A", "B", "A"], slide=["1", "1", "2"], split=["train", "test", "train"])
+    assert summarise_leaks(find_leaks(tiles, NONE)) == ()
+
+
+def test_a_slide_on_both_sides_is_found_though_its_patient_is_known_of_one_only() -> None:
+    tiles = manifest(patient=["A", None, "B"], slide=["1", "1", "2"], split=["train", "test", "test"])
+    (leak,) = summarise_leaks(find_leaks(tiles, NONE))
+    assert (leak.kind, leak.tile_a, leak.tile_b) == ("slide", "t0", "t1")
+
+
+@settings(max_examples=50)
+@given(
+    tiles=st.lists(st.tuples(st.sampled_from(["A", "B", "C", "D", None]), st.sampled_from(["1", "2", "3", None])), min_size=20),
+    seed=st.integers(0, 9),
+)
+def test_a_split_of_our_own_never_leaks(tiles: list[tuple[str | None, str | None]], seed: int) -> None:
+    patients, slides = (list(column) for column in zip(*tiles, strict=True))
+    groups = tile_groups([f"t{row}" for row in range(len(tiles))], patients, slides, NONE.pairs)
+    assume(len(set(groups)) >= 3)
+    split = assign_splits(np.zeros(len(tiles), int), groups, SplitFractions(), seed)
+    assert summarise_leaks(find_leaks(manifest(patient=patients, slide=slides, split=split.tolist()), NONE)) == ()
 
 
 def test_duplicates_within_a_split_are_no_leak() -> None:

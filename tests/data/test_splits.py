@@ -62,6 +62,20 @@ def test_patients_who_share_a_duplicate_become_one_group() -> None:
     assert len(set(groups)) == 3
 
 
+def test_slides_that_are_numbered_anew_for_each_patient_join_no_patients() -> None:
+    assert len(set(tile_groups(["t0", "t1", "t2"], ["A", "B", "C"], ["1"] * 3, NO_PAIRS))) == 3
+
+
+def test_one_tile_without_a_patient_does_not_join_all_who_have_a_slide_of_that_number() -> None:
+    assert len(set(tile_groups(["t0", "t1", "t2"], ["A", "B", None], ["1"] * 3, NO_PAIRS))) == 3
+
+
+def test_a_tile_without_a_patient_stays_with_the_patient_of_its_slide() -> None:
+    groups = tile_groups(["t0", "t1", "t2", "t3"], ["A", None, "B", None], ["s", "s", "r", "q"], NO_PAIRS)
+    assert groups[0] == groups[1]
+    assert len(set(groups)) == 3
+
+
 def test_without_a_patient_the_slide_groups_and_without_both_the_tile() -> None:
     groups = tile_groups(["t0", "t1", "t2", "t3"], [None] * 4, ["s", "s", None, None], NO_PAIRS)
     assert groups[0] == groups[1]

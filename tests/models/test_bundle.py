@@ -1,5 +1,6 @@
 """A bundle comes back as it was saved, or not at all."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -45,6 +46,15 @@ def test_a_missing_file_is_named(store: LocalStore) -> None:
     version = save_bundle(store, SPEC, network(), {}, PROBES)
     store.delete(f"{bundle_prefix('demo', version)}/model.safetensors")
     with pytest.raises(BundleError, match=r"model\.safetensors is missing"):
+        load_bundle(store, "demo", version)
+
+
+@pytest.mark.parametrize(("number", "mend"), [(1, "historay evaluate makes"), (99, "install a newer one")])
+def test_a_bundle_of_another_format_is_refused_with_what_mends_it(store: LocalStore, number: int, mend: str) -> None:
+    index = json.dumps({"format": number, "files": {}}).encode()
+    version = hashlib.sha256(index).hexdigest()[:16]
+    store.write(f"{bundle_prefix('demo', version)}/bundle.json", index)
+    with pytest.raises(BundleError, match=rf"format {number}, and this Historay reads format \d+; {mend}"):
         load_bundle(store, "demo", version)
 
 

@@ -1,7 +1,6 @@
 """An ingest keeps what is good, says what is bad, and gives the same version for the same input."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from images import encoded, png_of_claimed_size, texture
-from processes import COMMAND, environment, kill_all, wait_until
+from processes import COMMAND, UNPRIVILEGED, environment, kill_all, wait_until
 
 from historay.data.dataset import Dataset, list_datasets, open_dataset
 from historay.data.ingest import IngestConfig, ingest
@@ -24,7 +23,7 @@ from historay.training.settings import TrainConfig
 from historay.training.train import train
 
 # Ray's own deprecation warnings are not ours to mend.
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
 
 
 def hostile_folder(folder: Path, num_good: int = 114) -> dict[str, str]:
@@ -50,19 +49,9 @@ def hostile_folder(folder: Path, num_good: int = 114) -> dict[str, str]:
 
 def test_of_a_folder_with_hostile_files_all_the_good_are_in_and_all_the_bad_in_quarantine(tmp_path: Path) -> None:
     expected = hostile_folder(tmp_path / "tiles")
-    # root reads everything unless it gives up the capability to override permissions
-    unprivileged = [
-        "setpriv",
-        "--bounding-set",
-        "-dac_override,-dac_read_search",
-        "--inh-caps",
-        "-dac_override,-dac_read_search",
-    ]
-    if os.geteuid() or shutil.which("setpriv") is None:
-        unprivileged = []
-    command = [*unprivileged, COMMAND, "ingest", "--name", "h", "--layout", "folder", "--source", "tiles", "--store", "store"]
+    command = [*UNPRIVILEGED, COMMAND, "ingest", "--name", "h", "--layout", "folder", "--source", "tiles", "--store", "store"]
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300, check=False
+        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
     dataset = open_dataset(open_store(str(tmp_path / "store")), "h")
@@ -107,8 +96,31 @@ def test_a_run_with_every_image_bad_fails_with_the_reasons(ray_cluster: None, tm
     for name in "ab":
         (tmp_path / "tiles" / name).mkdir(parents=True)
         (tmp_path / "tiles" / name / "x.jpg").write_bytes(b"text")
+    config = IngestConfig(
+        name="bad",
+        source=str(tmp_path / "tiles"),
+        layout="folder",
+        store=str(tmp_path / "store"),
+        val_fraction=0,
+        test_fraction=0,
+    )
     with pytest.raises(DataError, match="none of the 2 images can be used: not-an-image 2"):
-        ingest(IngestConfig(name="bad", source=str(tmp_path / "tiles"), layout="folder", store=str(tmp_path / "store")))
+        ingest(config)
+    for number, name in enumerate("ab"):
+        (tmp_path / "tiles" / name / "x.jpg").write_bytes(encoded(texture(number)))
+    assert ingest(config).record.num_tiles["train"] == 2, "mended images are read again"
+
+
+def test_an_image_that_was_missing_when_an_ingest_broke_off_is_looked_for_again(ray_cluster: None, tmp_path: Path) -> None:
+    rows = [f"{number}.jpg,{'ab'[number % 2]},{'PQR'[number]}" for number in range(3)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,label,patient", *rows]))
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(encoded(texture(number)))
+    config = IngestConfig(name="late", source=str(tmp_path / "manifest.csv"), store=str(tmp_path / "store"))
+    with pytest.raises(DataError, match=r"2 group\(s\) of tiles cannot fill the splits"):
+        ingest(config)
+    (tmp_path / "2.jpg").write_bytes(encoded(texture(2)))
+    assert ingest(config).record.num_tiles == {"train": 1, "val": 1, "test": 1}
 
 
 def test_a_killed_ingest_goes_on_where_it_stopped(ray_cluster: None, tiles: Path, tmp_path: Path) -> None:
@@ -118,7 +130,7 @@ def test_a_killed_ingest_goes_on_where_it_stopped(ray_cluster: None, tiles: Path
     command = [COMMAND, "ingest", "--name", "k", "--source", str(tiles / "manifest.csv"), "--store", store.uri]
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(command, env=environment(home), stderr=log)
-        wait_until(lambda: any(".staging" in item.key for item in store.list()), 120, "the first staged chunk")
+        wait_until(lambda: any(".staging" in item.key for item in store.list()), 600, "the first staged chunk")
         driver.kill()
         driver.wait()
         kill_all(home)
@@ -136,7 +148,7 @@ def test_two_ingests_at_once_do_no_harm_and_give_one_version(ray_cluster: None, 
         other = subprocess.Popen(command, env=environment(home), stderr=log)
         try:
             ours = ingest(config)
-            assert other.wait(timeout=240) == 0, (tmp_path / "log").read_text()
+            assert other.wait(timeout=900) == 0, (tmp_path / "log").read_text()
         finally:
             kill_all(home)
     assert [record.version for record in list_datasets(ours.store, "twice")] == [ours.record.version]

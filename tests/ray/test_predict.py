@@ -31,7 +31,7 @@ from historay.serving.schema import ImagePrediction
 from historay.storage import LocalStore
 
 # Ray's own deprecation warnings are not ours to mend.
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
 
 NUM_TILES = 300
 TIMES = 5  # the folder is given, where a prediction must last
@@ -173,7 +173,7 @@ def test_a_killed_worker_is_replaced_and_every_row_still_stands_once(
     killed_after: list[int] = []
 
     def kill_worker() -> None:
-        wait_until(lambda: _num_parts(out) > 0, 240, "the first part")
+        wait_until(lambda: _num_parts(out) > 0, 600, "the first part")
         for process in processes_of(own_home, "ray::MapWorker(Map(PartWriter))"):
             os.kill(process, signal.SIGKILL)
             killed_after.append(_num_parts(out))
@@ -192,20 +192,20 @@ def test_after_ctrl_c_and_kill_9_of_the_driver_the_same_command_ends_with_every_
 ) -> None:
     out = tmp_path / "out"
     with _started(_long(config, out), tmp_path / "a") as driver:
-        wait_until(lambda: _num_parts(out) > 0, 240, "the first part")
+        wait_until(lambda: _num_parts(out) > 0, 600, "the first part")
         driver.send_signal(signal.SIGINT)
-        assert driver.wait(timeout=60) == 130
+        assert driver.wait(timeout=300) == 130
     assert "interrupted; nothing is half-written, and the same command goes on" in (tmp_path / "a" / "log").read_text()
     assert "Traceback" not in (tmp_path / "a" / "log").read_text()
     interrupted = _num_parts(out)
     with _started(_long(config, out), tmp_path / "b") as driver:
-        wait_until(lambda: _num_parts(out) > interrupted, 240, "a further part")
+        wait_until(lambda: _num_parts(out) > interrupted, 600, "a further part")
         driver.kill()
         driver.wait()
     assert not (out / "predictions.json").exists(), "what is unfinished does not look finished"
     written = {path: path.stat().st_mtime_ns for path in (out / "parts").glob("part-*")}
     with _started(_long(config, out), tmp_path / "c") as driver:
-        assert driver.wait(timeout=300) == 0
+        assert driver.wait(timeout=900) == 0
     bad = f"images not used num={TIMES * len(HOSTILE)}"
     assert bad in (tmp_path / "c" / "log").read_text()
     _check_whole(out, folder, TIMES)

@@ -10,7 +10,7 @@ from processes import historay, kill_all
 
 from historay.storage import open_store
 
-pytestmark = [pytest.mark.s3, pytest.mark.ray]
+pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 
 def test_synth_ingest_train_evaluate_and_predict_run_on_a_bucket_alone(s3_uri: str, tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_synth_ingest_train_evaluate_and_predict_run_on_a_bucket_alone(s3_uri: s
             ["predict", f"{tiles}/images", "--model", "cloud", "--limit", "100", "--out", f"{s3_uri}/out", *several, *at],
             ["predict", f"{tiles}/images", "--model", "cloud", "--limit", "5", "--format", "json", *at],
         ):
-            done = historay(*arguments, home=home, cwd=cwd)
+            done = historay(*arguments, home=home, cwd=cwd, timeout=900)
             assert done.returncode == 0, (arguments, done.stderr)
     finally:
         kill_all(home)

@@ -1,6 +1,7 @@
 """Runs the command line as a user would, and finds and kills processes as a failing machine would."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 COMMAND = Path(sys.executable).with_name("historay")
+# Root reads everything unless it gives up the capability to override permissions.
+_POWERS = "-dac_override,-dac_read_search"
+UNPRIVILEGED = ["setpriv", "--bounding-set", _POWERS, "--inh-caps", _POWERS]
+if os.geteuid() or shutil.which("setpriv") is None:
+    UNPRIVILEGED = []
 
 
 def environment(home: Path) -> dict[str, str]:

@@ -39,6 +39,17 @@ def test_tensorboard_finds_each_epochs_figures_in_the_store(store: LocalStore, t
     assert [(event.step, pytest.approx(event.value)) for event in read.Scalars("val_auc")] == [(1, 0.1), (2, 0.2)]
 
 
+def test_a_store_that_refuses_tensorboard_s_files_is_reported_and_the_epochs_go_on(
+    store: LocalStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.write("runs/r/tensorboard", b"a file where the folder should be")
+    with caplog.at_level("INFO", logger="historay"):
+        follow_two_epochs(store, "tensorboard")
+    told = [record.message for record in caplog.records]
+    assert sum("tensorboard not written" in message for message in told) == 2
+    assert sum("epoch n=" in message for message in told) == 2
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # MLflow of its own file store
 def test_mlflow_gets_the_settings_and_each_epochs_figures(
     store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,8 @@ _EXAMPLES = """  historay submit train train.yaml --workers 4 --gpus 1 --env-fro
   historay submit pipeline pipeline.yaml cluster.yaml --queue team-a
   historay submit evaluate evaluate.yaml --address http://127.0.0.1:8265"""
 _OF_ALL = {"list", "clean"}
+_JOBS_EXAMPLES = """  historay jobs list --namespace historay
+  historay jobs wait NAME --address http://127.0.0.1:8265"""
 _JOBS_USAGE = """usage: historay jobs COMMAND [NAME] [--namespace ...] [--context ...] [--address ...]
 
   list         Historay's jobs, oldest first
@@ -58,7 +60,7 @@ def submit(arguments: list[str], stages: Mapping[str, str]) -> int:
 def jobs(arguments: list[str]) -> int:
     """Runs ``list``, ``clean``, ``logs NAME``, ``wait NAME`` or ``cancel NAME``."""
     if not arguments or arguments[0] in {"-h", "--help"}:
-        print(_JOBS_USAGE)  # noqa: T201
+        print(f"{_JOBS_USAGE}\n\nExamples:\n{_JOBS_EXAMPLES}")  # noqa: T201
         return 0 if arguments else 2
     command, rest = arguments[0], arguments[1:]
     if command not in {"list", "logs", "wait", "cancel", "clean"}:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from historay.data.dataset import Dataset
 from historay.data.duplicates import DuplicatePairs
+from historay.data.splits import slide_names
 
 _EXAMPLES_PER_CLASS = 8
 _SHOWN = ["label_name", "split", "patient", "slide", "site", "scanner", "mpp", "width", "height", "blank"]
@@ -27,6 +28,7 @@ def write_card(dataset: Dataset, manifest: pa.Table, duplicates: DuplicatePairs,
 def describe(dataset: Dataset, manifest: pa.Table, duplicates: DuplicatePairs, quarantine: pa.Table) -> dict[str, Any]:
     """Returns the card's content: tables of tiles by class, site and size, patients by split, duplicates and quarantine."""
     tiles = manifest.select(_SHOWN).to_pandas()
+    tiles["slide"] = slide_names(tiles["patient"], tiles["slide"])
     split = tiles["split"].to_numpy()
     across = split[duplicates.pairs[:, 0]] != split[duplicates.pairs[:, 1]]
     per_patient = tiles["patient"].value_counts()

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from historay.data.decode import Limits, encode_png, verify_tile
 from historay.data.duplicates import fingerprint
-from historay.data.layouts import Listing, open_hdf5
+from historay.data.layouts import Layout, Listing, open_hdf5
 from historay.data.schema import QUARANTINE_SCHEMA, TILE_SCHEMA
-from historay.errors import BadImage, NotFound, Unreadable
+from historay.errors import BadImage, NotFound, TooLarge, Unreadable
 from historay.storage import Store, open_store
 
 Row = dict[str, Any]
@@ -33,6 +33,7 @@ class Chunk(NamedTuple):
 
     number: int
     source: str
+    layout: Layout
     rows: pd.DataFrame
     labels: dict[str, int]
     mpp: float | None
@@ -43,10 +44,9 @@ def make_chunks(listing: Listing, mpp: float | None, limits: Limits) -> list[Chu
     """Cuts a listing into chunks of 512 rows."""
     labels = {name: number for number, name in enumerate(listing.classes)}
     starts = range(0, len(listing.rows), _TILES_PER_CHUNK)
-    return [
-        Chunk(number, listing.store.uri, listing.rows.iloc[start : start + _TILES_PER_CHUNK], labels, mpp, limits)
-        for number, start in enumerate(starts)
-    ]
+    parts = [listing.rows.iloc[start : start + _TILES_PER_CHUNK] for start in starts]
+    uri, layout = listing.store.uri, listing.layout
+    return [Chunk(number, uri, layout, rows, labels, mpp, limits) for number, rows in enumerate(parts)]
 
 
 def stage_chunk(chunk: Chunk, store: Store, key: str) -> None:
@@ -91,14 +91,19 @@ def _read(chunk: Chunk) -> Iterator[tuple[Row, bytes | BadImage]]:
     """Yields each row with its bytes, or with why there are none."""
     store = open_store(chunk.source)
     rows: list[Row] = [{str(column): value for column, value in row.items()} for row in chunk.rows.to_dict("records")]
-    if "#" in chunk.rows["path"].iloc[0]:
+    if chunk.layout == "pcam":
         yield from _read_hdf5(store, rows)
         return
     for row in rows:
+        if row["label_name"] is None:
+            yield row, BadImage("misnamed: its name does not tell its class as the layout's names do")
+            continue
         try:
-            yield row, store.read(str(row["path"]))
+            yield row, store.read(str(row["path"]), at_most=chunk.limits.max_bytes)
         except NotFound:
             yield row, BadImage("missing: the listing names it, the source does not have it")
+        except TooLarge as error:
+            yield row, BadImage(f"too-many-bytes: {str(error).rpartition(': ')[2]}")
         except Unreadable as error:
             yield row, BadImage(f"unreadable: {type(error.__cause__).__name__}")
 

@@ -113,19 +113,25 @@ def _ingest_chunks(config: IngestConfig, store: Store, staging: str, chunks: lis
     staged = list(keys.values())
     tiles = pa.concat_tables([read_staged(store, key, _METADATA) for key in staged]).sort_by("tile_id")
     quarantine = pa.concat_tables([read_quarantine(store, key) for key in staged]).sort_by("source")
+    if not tiles.num_rows:  # else the same command would give the same verdict after the images are mended
+        _clear(store, staged)
     _refuse_hopeless(tiles, quarantine, config.source)
 
     gathered = Gathered(store, staged, tiles, quarantine, listing)
     duplicates = _find_duplicates(gathered)
     dataset = _publish(gathered._replace(tiles=_with_split(tiles, duplicates, config)), duplicates, config)
+    _clear(store, staged)
+    return dataset
+
+
+def _clear(store: Store, staged: list[str]) -> None:
     for key in staged:
         store.delete(key)
-    return dataset
 
 
 def _stage_chunks(store: Store, staging: str, chunks: list[Chunk], keys: dict[int, str]) -> None:
     """First pass: every chunk that is not staged yet, in parallel; what a killed ingest has staged is kept."""
-    done = {item.key for item in store.list(staging)}
+    done = {item.key for item in store.list(staging) if not _worth_another_try(store, item.key)}
     missing = [chunk for chunk in chunks if keys[chunk.number] not in done]
     if len(missing) < len(chunks):
         log_event("ingest resumed", chunks_done=len(chunks) - len(missing))
@@ -140,6 +146,11 @@ def _stage_chunks(store: Store, staging: str, chunks: list[Chunk], keys: dict[in
         rows = ray.data.from_items(list(chunk_refs), override_num_blocks=len(missing)).map(stage)
         for _ in run_pipeline(rows, "ingest: chunks read and checked", len(missing)):
             pass
+
+
+def _worth_another_try(store: Store, key: str) -> bool:
+    """Tells whether an image of the chunk could not be got at, which may have been mended since."""
+    return not {"missing", "unreadable"}.isdisjoint(read_quarantine(store, key)["reason"].to_pylist())
 
 
 def _refuse_hopeless(tiles: pa.Table, quarantine: pa.Table, source: str) -> None:

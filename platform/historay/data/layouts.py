@@ -37,8 +37,9 @@ class Listing:
     """Every image of a source: the store it lies in, the classes in their order, and a row per image, sorted by path."""
 
     store: Store
+    layout: Layout
     classes: tuple[str, ...]
-    rows: pd.DataFrame  # COLUMNS; text columns hold None where unknown
+    rows: pd.DataFrame  # COLUMNS; text columns hold None where unknown; without label_name: a name that says nothing
 
 
 def list_source(source: str, layout: Layout) -> Listing:
@@ -53,7 +54,7 @@ def list_source(source: str, layout: Layout) -> Listing:
     given = rows["split"].notna()
     if given.any() and not given.all():
         raise DataError(f"{source}: {int((~given).sum())} of {len(rows)} rows have no split; give it for all rows or for none")
-    return Listing(store, classes, rows.reindex(columns=list(COLUMNS)).sort_values("path", ignore_index=True))
+    return Listing(store, layout, classes, rows.reindex(columns=list(COLUMNS)).sort_values("path", ignore_index=True))
 
 
 Listed = tuple[Store, pd.DataFrame, tuple[str, ...]]
@@ -132,13 +133,12 @@ def _breakhis(source: str) -> Listed:
     def parsed(path: str) -> dict[str, object]:
         match = _BREAKHIS_NAME.match(PurePosixPath(path).stem)
         if match is None:
-            raise DataError(
-                f"{source}: an image is not named like BreakHis, SOB_B_TA-14-4659-40-001.png; use layout folder instead"
-            )
+            return {}
         slide = f"{match['year']}-{match['slide']}"
         return {"label_name": _BREAKHIS_LABELS[match["label"]], "patient": slide, "slide": f"{slide}-{match['zoom']}x"}
 
-    return _by_name(source, parsed, tuple(_BREAKHIS_LABELS.values()))
+    names = "BreakHis, SOB_B_TA-14-4659-40-001.png; use layout folder instead"
+    return _by_name(source, parsed, tuple(_BREAKHIS_LABELS.values()), names)
 
 
 def _idc(source: str) -> Listed:
@@ -146,21 +146,22 @@ def _idc(source: str) -> Listed:
 
     def parsed(path: str) -> dict[str, object]:
         match = _IDC_NAME.match(PurePosixPath(path).stem)
-        if match is None:
-            raise DataError(
-                f"{source}: an image is not named like IDC, 8863_idx5_x101_y1201_class1.png; use layout manifest instead"
-            )
-        return {"label_name": _IDC_LABELS[match["label"]], "patient": match["patient"]}
+        return {"label_name": _IDC_LABELS[match["label"]], "patient": match["patient"]} if match else {}
 
-    return _by_name(source, parsed, tuple(_IDC_LABELS.values()))
+    names = "IDC, 8863_idx5_x101_y1201_class1.png; use layout manifest instead"
+    return _by_name(source, parsed, tuple(_IDC_LABELS.values()), names)
 
 
-def _by_name(source: str, parsed: Callable[[str], dict[str, object]], classes: tuple[str, ...]) -> Listed:
+def _by_name(source: str, parsed: Callable[[str], dict[str, object]], classes: tuple[str, ...], names: str) -> Listed:
+    """Reads all from the files' names; an image whose name says nothing has no label and ends in quarantine."""
     store = open_store(source)
     paths = [
         item.key for item in store.list() if PurePosixPath(item.key).suffix.lower() in IMAGE_ENDINGS and not _hidden(item.key)
     ]
-    return store, _filled(pd.DataFrame([{"path": path, **parsed(path)} for path in paths])), classes
+    rows = _filled(pd.DataFrame([{"path": path, **parsed(path)} for path in paths]))
+    if len(rows) and rows["label_name"].isna().all():
+        raise DataError(f"{source}: the images are not named like {names}")
+    return store, rows, classes
 
 
 def _pcam(source: str) -> Listed:

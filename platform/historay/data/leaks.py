@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from historay.data.duplicates import DuplicatePairs
 from historay.data.schema import LEAK_SCHEMA, Confound, Leak
+from historay.data.splits import slide_names
 
 # A class with at least this share of its tiles from one origin cannot be told from that origin.
 _CONFOUNDED_SHARE = 0.95
@@ -20,6 +21,7 @@ def find_leaks(manifest: pa.Table, duplicates: DuplicatePairs) -> pa.Table:
     ``duplicates`` holds row numbers of ``manifest``, which needs tile_id, patient, slide, split and source.
     """
     tiles = manifest.select(["tile_id", "patient", "slide", "split", "source"]).to_pandas()
+    tiles["slide"] = slide_names(tiles["patient"], tiles["slide"])
     kind = np.where(duplicates.identical, "identical-pixels", "near-duplicate")
     found = [_pairs_to_leaks(tiles, duplicates.pairs, kind)]
     for column in ("patient", "slide"):

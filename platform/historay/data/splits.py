@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -38,9 +39,10 @@ def tile_groups(
 ) -> NDArray[np.str_]:
     """Names each tile's group: its patient, else its slide, else itself; groups that share a duplicate become one.
 
-    A merged group takes the smallest of its names, so that the names do not depend on the order of the rows.
+    A tile without a patient has the patient of its slide, where that is one. A merged group takes the smallest of its
+    names, so that the names do not depend on the order of the rows.
     """
-    rows = zip(tile_ids, patients, slides, strict=True)
+    rows = zip(tile_ids, _known_patients(patients, slides), slides, strict=True)
     own = np.array([f"p:{patient}" if patient else f"s:{slide}" if slide else f"t:{tile}" for tile, patient, slide in rows])
     names, group = np.unique(own, return_inverse=True)
     if not len(duplicates):
@@ -50,6 +52,23 @@ def tile_groups(
     _, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
     _, first = np.unique(component, return_index=True)  # names are sorted, so the first is the smallest
     return names[first][component][group]
+
+
+def _known_patients(patients: Sequence[str | None], slides: Sequence[str | None]) -> list[str | None]:
+    """Fills in the patient of a slide's tiles that lack it, where the others have one and the same."""
+    owner: dict[str | None, str | None] = {}
+    for patient, slide in zip(patients, slides, strict=True):
+        if patient:
+            owner[slide] = patient if owner.get(slide, patient) == patient else None
+    owner[None] = None
+    return [patient or owner.get(slide) for patient, slide in zip(patients, slides, strict=True)]
+
+
+def slide_names(patients: pd.Series, slides: pd.Series) -> pd.Series:
+    """Returns what tells each slide from all others: its id, and its patient where several have it, e.g. a slide 1 each."""
+    owners = patients.groupby(slides).nunique()
+    shared = slides.isin(owners.index[owners > 1]) & patients.notna()
+    return slides.where(~shared, patients + "\0" + slides)
 
 
 def assign_splits(labels: NDArray[Any], groups: NDArray[Any], fractions: SplitFractions, seed: int) -> NDArray[np.str_]:

@@ -181,7 +181,8 @@ def read_verified(store: Store, name: str, version: str) -> dict[str, bytes]:
         raise BundleError(f"{where}: {_INDEX} was changed after it was written; restore it from a copy")
     content = json.loads(index)
     if content["format"] != FORMAT:
-        raise BundleError(f"{where}: format {content['format']}, and this Historay reads format {FORMAT}; install a newer one")
+        mend = "install a newer one" if content["format"] > FORMAT else "historay evaluate makes the bundle of a run anew"
+        raise BundleError(f"{where}: format {content['format']}, and this Historay reads format {FORMAT}; {mend}")
     files = {}
     for file, expected in content["files"].items():
         try:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow.parquet as pq
 
+from historay.data.decode import Limits
 from historay.data.layouts import IMAGE_ENDINGS
-from historay.errors import BadImage, DataError, NotFound, Unreadable
+from historay.errors import BadImage, DataError, NotFound, TooLarge, Unreadable
 from historay.storage import Store, open_store, split_uri
 
 _MANIFEST_ENDINGS = {".csv", ".parquet"}
@@ -37,9 +38,11 @@ def find_images(addresses: tuple[str, ...]) -> Iterator[Input]:
 
 
 def read_input(store: Store, key: str) -> bytes:
-    """Reads one image; BadImage if it is not there or refuses to be read, which is no fault of the others."""
+    """Reads one image; BadImage if it is absent, too large or refuses to be read, which is no fault of the others."""
     try:
-        return store.read(key)
+        return store.read(key, at_most=Limits().max_bytes)
+    except TooLarge as error:
+        raise BadImage(f"too-many-bytes: {str(error).rpartition(': ')[2]}") from None
     except (NotFound, Unreadable) as error:
         raise BadImage(f"unreadable: {type(error).__name__}") from None
 

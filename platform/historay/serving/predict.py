@@ -12,6 +12,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from historay.cpus import available_cpus
 from historay.data.decode import Limits
 from historay.errors import BadImage
 from historay.models.bundle import load_bundle
@@ -79,7 +80,7 @@ def _read(image: Input) -> bytes | ImageRefusal:
 def _with_bundle(config: PredictConfig) -> Callable[[list[bytes]], list[Result]]:
     store = open_store(config.store)
     bundle = load_bundle(store, *resolve(store, str(config.model)))
-    return Predictor(bundle, Limits(), make_runtime(bundle, config.runtime, os.cpu_count() or 1)).predict
+    return Predictor(bundle, Limits(), make_runtime(bundle, config.runtime, available_cpus())).predict
 
 
 def _through_endpoint(url: str) -> Callable[[list[bytes]], list[Result]]:

@@ -7,10 +7,12 @@ from importlib.metadata import version
 from json import loads
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import nn
 
 from historay.config import Name
+from historay.cpus import available_cpus
 from historay.data.dataset import Dataset, open_dataset
 from historay.data.loading import load_tiles
 from historay.evaluation.assessment import Assessment, Policy, assess, positive_index
@@ -80,6 +82,7 @@ class EvaluationResult:
 
 def evaluate_run(config: EvaluateConfig) -> EvaluationResult:
     """Judges a run, writes predictions and report beside it, saves the bundle and points the alias ``candidate`` at it."""
+    torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))  # torch knows nothing of a pod's limit
     store = open_store(config.store)
     record, network = load_run(store, config.run, "best")
     model = averaged(network, config.averaging)

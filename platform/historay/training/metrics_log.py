@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from historay.errors import StorageError
 from historay.log import log_event
 from historay.storage import Store
 from historay.training.mlflow_mirror import numbers, open_mirror
@@ -124,7 +125,10 @@ def _tensorboard(run: str, store: Store) -> Sink:
         for name, value in numbers(found).items():
             writer.add_scalar(name, value, found["epoch"])
         writer.flush()
-        for file in folder.iterdir():
-            store.write(run_key(run, f"tensorboard/{file.name}"), file.read_bytes())
+        try:
+            for file in folder.iterdir():
+                store.write(run_key(run, f"tensorboard/{file.name}"), file.read_bytes())
+        except StorageError as error:  # the next epoch's copy holds this one too
+            log_event("WARNING tensorboard not written", error=error)
 
     return write

@@ -1,7 +1,6 @@
 """One worker of a training run: its share of the tiles, its steps, validation and checkpoints; Ray only calls it."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
+from historay.cpus import available_cpus
 from historay.data.dataset import Dataset
 from historay.data.loading import Labels, Tiles, iter_tiles
 from historay.errors import DataError, TrainingError
@@ -213,5 +213,5 @@ def _keep(store: Store, record: RunRecord, standing: Standing, learner: Learner,
 
 
 def threads_per_worker(workers_here: int) -> int:
-    """Returns the share of this machine's cores that falls to each of its workers."""
-    return max(1, (os.cpu_count() or 1) // max(1, workers_here))
+    """Returns the share of this machine's, or pod's, CPUs that falls to each of its workers."""
+    return max(1, available_cpus() // max(1, workers_here))
