@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from historay.data.stain import normalise_stain
 from historay.data.transforms import Preprocessing, normalise, to_input, to_unit
-from historay.errors import BundleError
+from historay.errors import BundleError, ConfigError
 from historay.log import log_event
 from historay.models.bundle import Bundle
 from historay.models.features import last_linear, predict_logits_and_features
@@ -117,13 +117,15 @@ def make_runtime(bundle: Bundle, name: RuntimeName = "auto", num_threads: int = 
     """Builds the runtime and checks it against torch on the bundle's probe tiles.
 
     ``auto`` takes the GPU if there is one, else OpenVINO in bfloat16 where the CPU computes in it, else in fp32.
-    Raises BundleError if a probability differs by more than ``TOLERANCES`` allows.
+    Raises BundleError if a probability differs by more than ``TOLERANCES`` allows, ConfigError without the GPU asked for.
     """
     chosen = _best_here() if name == "auto" else name
     runtime: Runtime
     if chosen == "torch":
         runtime = TorchRuntime(bundle)
     elif chosen == "cuda-bf16":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"runtime={name}: torch finds no GPU here; choose another --runtime, or auto")
         runtime = CudaRuntime(bundle)
     else:
         runtime = OpenVinoRuntime(bundle, "bf16" if chosen == "openvino-bf16" else "fp32", num_threads)
@@ -192,15 +194,20 @@ def _exported(bundle: Bundle) -> openvino.Model:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "historay" / "openvino" / f"{bundle.version}-{version('openvino')}"
     if (folder / "network.xml").exists():
-        return openvino.Core().read_model(folder / "network.xml")
+        try:
+            return openvino.Core().read_model(folder / "network.xml")
+        except RuntimeError as error:
+            log_event("runtime exported anew", folder=folder, because=error)
+            shutil.rmtree(folder, ignore_errors=True)
     network = _export(bundle)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             openvino.save_model(network, Path(scratch) / "whole" / "network.xml", compress_to_fp16=False)
-            shutil.move(Path(scratch) / "whole", folder)
-    except OSError as error:
-        log_event("runtime not cached", folder=folder, because=error.strerror)
+            (Path(scratch) / "whole").rename(folder)
+    # OpenVINO's own errors are RuntimeErrors. Another replica may have come first: a folder is not renamed over a full one.
+    except (OSError, RuntimeError) as error:
+        log_event("runtime not cached", folder=folder, because=error)
     return network
 
 
