@@ -159,9 +159,7 @@ def test_a_next_file_that_cannot_be_opened_costs_lines_until_it_can_and_nothing_
     assert (tmp_path / "somebody else's").read_bytes() == b""
 
 
-def test_a_line_of_which_the_disk_took_a_part_is_ended_before_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_of_which_the_disk_took_a_part_is_ended_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, real = AuditLog(str(tmp_path), lost=pytest.fail), os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:20]))
     log.add(entry(1))

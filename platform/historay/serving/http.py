@@ -116,14 +116,14 @@ def _add_predict(app: FastAPI, ready: Callable[[], Service], config: RequestConf
         responses=problems(408, 413, 415, 422, 429, 503, 504),
     )
     async def predict(request: Request, explain: bool = False) -> Any:
-        found = ready()
+        found, deadline = ready(), asyncio.get_running_loop().time() + config.request_timeout_s
         try:
-            async with asyncio.timeout(config.request_timeout_s):
+            async with asyncio.timeout_at(deadline):
                 started = time.perf_counter()
                 images = await read_images(request, config)
                 metrics.observe_stage("receive", time.perf_counter() - started)
                 if NDJSON in request.headers.get("accept", "") and not explain:
-                    return await streamed(found, images, request)
+                    return await streamed(found, images, request, deadline)
                 answering = _explained if explain else Service.predict
                 answer = await answering(found, images, request.state.request_id)
         except TimeoutError:

@@ -13,6 +13,9 @@ from historay.serving.service import Service, make_service
 from historay.storage import open_store
 
 
+_LAST_ANSWER_S = 5.0  # from a request's deadline to the last that is done for it
+
+
 class Replica:
     """Loads a model, answers ``current``, and swaps to the version that its alias names, in the background.
 
@@ -37,7 +40,7 @@ class Replica:
         before, self._service, self._version = self._service, service, version
         if before is not None:
             log_event("model swapped", model=f"{name}@{version}")
-            threading.Timer(self._config.request_timeout_s, before.close).start()
+            threading.Timer(self._config.request_timeout_s + _LAST_ANSWER_S, before.close).start()
 
     def follow(self, poll_s: float) -> None:
         """Looks every ``poll_s`` seconds where the alias points, in a thread that ends with the process."""
