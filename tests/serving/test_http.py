@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from images import encoded, png_of_claimed_size, texture
+from numpy.typing import NDArray
 
 from historay.data.decode import Limits
 from historay.errors import BadImage
@@ -19,13 +20,13 @@ from historay.evaluation.calibration import Calibration
 from historay.evaluation.conformal import ConformalRule, Threshold
 from historay.models.bundle import Bundle
 from historay.models.inference import predict_logits, probabilities
-from historay.models.runtime import TorchRuntime
+from historay.models.runtime import Outputs, TorchRuntime
 from historay.serving.http import build_app
 from historay.serving.keys import KeyRing
 from historay.serving.limits import RequestConfig
 from historay.serving.metrics import Metrics
 from historay.serving.predictor import Predictor, PreparedImage
-from historay.serving.schema import ImagePrediction
+from historay.serving.schema import ImagePrediction, Result
 from historay.serving.service import Refused, Service, make_service
 
 LIMITS = RequestConfig(max_files=4, max_image_bytes=50_000, max_body_bytes=150_000, max_pixels=1_000_000, runtime="torch")
@@ -112,6 +113,25 @@ def test_too_many_files_no_files_and_all_bad_files_are_refused(client: TestClien
     answer = client.post("/v1/predict", files=upload(b"x", b""))
     assert answer.status_code == 422
     assert [result["error"]["reason"] for result in answer.json()["results"]] == ["not-an-image", "empty"]
+
+
+def test_an_image_of_which_the_network_makes_no_number_spoils_nobody_else_s() -> None:
+    class Overflows(TorchRuntime):
+        def run(self, tiles_BHWC: NDArray[np.uint8]) -> Outputs:
+            found = super().run(tiles_BHWC)
+            found.logits_BK[(tiles_BHWC == TILES[1]).all(axis=(1, 2, 3))] = np.nan
+            return found
+
+    bundle = Bundle(SPEC, network(), "f" * 16, PROBES)
+    service = Service(Predictor(bundle, Limits(), Overflows(bundle)), LIMITS, Metrics())
+    with TestClient(build_app(lambda: service, LIMITS)) as client:
+        results = client.post("/v1/predict", files=upload(*PNGS)).json()["results"]
+        alone = client.post("/v1/predict", content=PNGS[1])
+    assert [result["index"] for result in results] == [0, 1, 2]
+    assert results[1]["error"]["reason"] == "not-finite"
+    assert "label" in results[0]
+    assert "label" in results[2]
+    assert (alone.status_code, alone.json()["reason"]) == (422, "not-finite")
 
 
 def test_the_model_says_what_it_is_and_what_it_is_not(client: TestClient) -> None:
@@ -206,7 +226,7 @@ def test_what_is_refused_because_the_queue_is_full_and_what_was_given_up_is_neve
             decoded.append(data)
             return super().tried(data)
 
-        def predictions(self, images: list[PreparedImage]) -> list[ImagePrediction]:
+        def predictions(self, images: list[PreparedImage]) -> list[Result]:
             assert gate.wait(60)
             return super().predictions(images)
 

@@ -16,7 +16,7 @@ from historay.serving.drift import DriftMonitor, DriftSummary
 from historay.serving.limits import RequestConfig
 from historay.serving.metrics import Metrics
 from historay.serving.predictor import Predictor, PreparedImage, in_order
-from historay.serving.schema import ImagePrediction, ImageRefusal, ModelAnswer, PredictAnswer, RequestLimits, Result
+from historay.serving.schema import ImageRefusal, ModelAnswer, PredictAnswer, RequestLimits, Result
 
 _AT_ONCE = 4  # images that a decoding thread takes on; of a request that was given up it takes no others
 _TOO_LARGE = {"too-many-bytes", "too-many-pixels"}
@@ -160,7 +160,7 @@ class Service:
             ),
         )
 
-    def _network_pass(self, images: list[PreparedImage]) -> list[ImagePrediction]:
+    def _network_pass(self, images: list[PreparedImage]) -> list[Result]:
         started = time.perf_counter()
         predictions = self.predictor.predictions(images)
         self._metrics.observe_stage("network", time.perf_counter() - started)
