@@ -10,11 +10,11 @@ from bundles import PROBES, SPEC, network
 from images import texture
 
 from historay.data.stain import StainMethod
-from historay.data.transforms import measure_preprocessing
+from historay.data.transforms import measure_preprocessing, to_input
 from historay.errors import BundleError, ConfigError
 from historay.models.bundle import Bundle, make_probes
 from historay.models.inference import probabilities
-from historay.models.runtime import TOLERANCES, RuntimeName, TorchRuntime, check_runtime, make_runtime
+from historay.models.runtime import TOLERANCES, CudaRuntime, RuntimeName, TorchRuntime, _Network, check_runtime, make_runtime
 from historay.models.zoo import build_model
 
 BUNDLE = Bundle(SPEC, network(), "f" * 16, PROBES)
@@ -66,6 +66,19 @@ def test_a_bundle_that_normalises_stain_runs_as_in_torch(method: StainMethod) ->
     bundle = Bundle(spec, model, "c" * 16, make_probes(model, tiles[:4], preprocessing))
     expected = probabilities(TorchRuntime(bundle).run(tiles).logits_BK)
     assert np.abs(probabilities(make_runtime(bundle, "openvino-fp32").run(tiles).logits_BK) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["reinhard", "macenko"])
+def test_stain_is_found_in_fp32_where_the_network_computes_in_bfloat16(method: StainMethod) -> None:
+    tiles = np.stack([texture(seed, 48) for seed in range(16)])
+    preprocessing = measure_preprocessing(tiles, method)
+    spec, model = SPEC.model_copy(update={"preprocessing": preprocessing}), network()
+    bundle = Bundle(spec, model, "c" * 16, make_probes(model, tiles[:4], preprocessing))
+    input_BCHW = to_input(torch.from_numpy(tiles), preprocessing)
+    trunk = _Network(model, preprocessing).eval().to(memory_format=torch.channels_last).trunk
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected_BF = trunk(input_BCHW).flatten(1).float().numpy()
+    assert np.abs(CudaRuntime(bundle, device="cpu").run(tiles).features_BF - expected_BF).max() < 1e-4
 
 
 @pytest.mark.parametrize("architecture", ["p4m_resnet"])

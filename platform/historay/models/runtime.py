@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from historay.data.stain import normalise_stain
+from historay.data.stain import Macenko, Reinhard, normalise_stain
 from historay.data.transforms import Preprocessing, normalise, to_input, to_unit
 from historay.errors import BundleError, ConfigError
 from historay.log import log_event
@@ -67,19 +67,22 @@ class TorchRuntime:
 
 
 class CudaRuntime:
-    """The model in bfloat16 on the GPU, channels last."""
+    """The model in bfloat16 on the GPU, channels last; any other ``device`` is for tests."""
 
     name = "cuda-bf16"
     num_streams = 1
 
-    def __init__(self, bundle: Bundle) -> None:
-        network = _Network(bundle.model, bundle.spec.preprocessing).eval().cuda()
-        self._network = network.to(memory_format=torch.channels_last)
+    def __init__(self, bundle: Bundle, device: str = "cuda") -> None:
+        network = _Network(bundle.model, bundle.spec.preprocessing).eval().to(device)
+        self._network, self._device = network.to(memory_format=torch.channels_last), device
+        self._stain = bundle.spec.preprocessing.stain
 
     def run(self, tiles_BHWC: NDArray[np.uint8]) -> Outputs:
         """Runs uint8 tiles (B, input_px, input_px, 3)."""
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-            logits_BK, features_BF = self._network(torch.from_numpy(np.ascontiguousarray(tiles_BHWC)).cuda())
+        with torch.inference_mode():
+            tiles = _of_one_stain(torch.from_numpy(np.ascontiguousarray(tiles_BHWC)).to(self._device), self._stain)
+            with torch.autocast(self._device, torch.bfloat16):
+                logits_BK, features_BF = self._network(tiles)
         return Outputs(logits_BK.float().cpu().numpy(), features_BF.float().cpu().numpy())
 
 
@@ -106,11 +109,15 @@ class OpenVinoRuntime:
         return Outputs(np.array(found[0]), np.array(found[1]))
 
     def _input(self, tiles_BHWC: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """A tile's stain is found in fp32 as in training, whatever the network computes in."""
         if self._stain is None:
             return tiles_BHWC
         with torch.inference_mode():
-            return np.asarray(normalise_stain(to_unit(torch.from_numpy(tiles_BHWC)), self._stain).numpy())
+            return np.asarray(_of_one_stain(torch.from_numpy(tiles_BHWC), self._stain).numpy())
+
+
+def _of_one_stain(tiles_BHWC: Tensor, stain: Reinhard | Macenko | None) -> Tensor:
+    """What ``_Network`` takes: a tile's stain is found in fp32 as in training, whatever the network computes in."""
+    return tiles_BHWC if stain is None else normalise_stain(to_unit(tiles_BHWC), stain)
 
 
 def make_runtime(bundle: Bundle, name: RuntimeName = "auto", num_threads: int = 1) -> Runtime:
