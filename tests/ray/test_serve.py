@@ -184,9 +184,11 @@ def test_a_version_that_was_tampered_with_never_answers(endpoint: Endpoint, chec
     endpoint.store.write(f"models/demo/{broken}/model.safetensors", b"other weights")
     set_alias(endpoint.store, "demo", PRODUCTION, broken, "a test")
     seen = send_for(endpoint.url, TILES, check, 4, seconds(4))
-    endpoint.point(0)
     assert seen.num_failed == 0, seen.statuses
     assert set(seen.models) == {f"demo@{endpoint.versions[0]}"}
+    for number in (1, 0):  # the alias is followed all the same
+        endpoint.point(number)
+        endpoint.wait_for(number)
 
 
 def test_a_replica_killed_under_load_costs_few_requests_and_no_wrong_answer(endpoint: Endpoint, check: Check) -> None:

@@ -33,7 +33,7 @@ LIMITS = RequestConfig(
     max_image_bytes=100_000,
     max_body_bytes=400_000,
     max_pixels=1_000_000,
-    body_timeout_s=1.0,
+    body_timeout_s=3.0,
     runtime="torch",
 )
 PNGS = [encoded(texture(seed, 48), "PNG") for seed in range(4)]
@@ -118,7 +118,7 @@ def test_bodies_and_heads_that_trickle_hold_up_nobody_else(server: tuple[int, Mi
     answers = [connection.recv(65536) for connection in slow[:30]]
     assert {status_of(answer) for answer in answers} == {408}
     assert all(b'"body-too-slow"' in answer and b"connection: close" in answer.lower() for answer in answers)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
     for connection in slow:
         connection.close()
     good(port)
