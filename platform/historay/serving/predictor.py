@@ -110,7 +110,7 @@ class Predictor:
         """
         tiles_BHWC = np.stack([image.pixels_HWC for image in images])
         outputs = self.runtime.run(tiles_BHWC)
-        finite_B = np.isfinite(outputs.logits_BK).all(axis=1)
+        finite_B: NDArray[np.bool_] = np.all(np.isfinite(outputs.logits_BK), axis=1)
         answered = list(itertools.compress(images, finite_B))
         found = iter(self._answers(answered, tiles_BHWC[finite_B], Outputs(*(each[finite_B] for each in outputs))))
         refused = refusal(
