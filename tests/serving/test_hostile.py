@@ -17,7 +17,7 @@ import pytest
 from bundles import PROBES, SPEC, network
 from endpoint import Mishaps, listening
 from fastapi.testclient import TestClient
-from hostile import KINDS, post
+from hostile import KINDS, KNOWN, post, sent, status_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import encoded, texture
@@ -37,7 +37,6 @@ LIMITS = RequestConfig(
     runtime="torch",
 )
 PNGS = [encoded(texture(seed, 48), "PNG") for seed in range(4)]
-KNOWN = {200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 431}
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +44,6 @@ def server() -> Iterator[tuple[int, Mishaps]]:
     service = make_service(Bundle(SPEC, network(), "f" * 16, PROBES), LIMITS)
     with listening(build_app(lambda: service, LIMITS)) as running:
         yield running
-
-
-def sent(port: int, data: bytes, timeout_s: float = 20.0) -> bytes:
-    """Sends bytes and returns all that comes back until the server hangs up."""
-    received = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
-        try:
-            connection.sendall(data)
-            if b"\r\n\r\n" not in data:
-                connection.shutdown(socket.SHUT_WR)  # uvicorn waits for a head's end as long as the client does
-            while part := connection.recv(65536):
-                received += part
-        except (ConnectionResetError, BrokenPipeError):
-            pass  # it hung up on what we were still sending: what it said before counts
-    return received
-
-
-def status_of(answer: bytes) -> int | None:
-    return int(answer[9:12]) if answer else None
 
 
 def good(port: int) -> list[dict[str, object]]:

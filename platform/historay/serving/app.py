@@ -213,13 +213,18 @@ def _refuse_taken_port(config: ServeConfig) -> None:
             ) from None
 
 
+def _listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
 def _wait_until_ready(config: ServeConfig) -> None:
-    """The proxy listens a moment before it knows a replica."""
+    """The proxy listens a moment before it knows a replica; where there may be none, that it listens is all there is."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     host = "127.0.0.1" if config.host in {"0.0.0.0", "::"} else config.host  # noqa: S104 only asked, not bound
     with Client(f"http://{f'[{host}]' if ':' in host else host}:{config.port}") as client:
         while time.monotonic() < deadline:
-            if client.is_ready():
+            if client.is_ready() or (config.min_replicas == 0 and _listens(host, config.port)):
                 return
             time.sleep(0.2)
     raise ServingError(
