@@ -6,8 +6,11 @@ BIN := .venv/bin
 READY := .venv/.ready-dev
 
 PCAM ?= ../shared/data/pcam
+STORE ?= runs/historay-store
+DATASET ?= pcam
+MODEL ?= pcam-small
 
-.PHONY: setup demo lint test bench bench-robustness lock chart kind kind-down
+.PHONY: setup demo lint test bench bench-robustness bench-soak bench-predict lock chart kind kind-down
 
 setup: $(READY)
 
@@ -48,6 +51,14 @@ bench: setup
 # About 6 minutes of one quiet core; PCAM is a folder with manifest.csv, train.tar and test.tar.
 bench-robustness: setup
 	$(BIN)/python bench/robustness.py $(PCAM)
+
+# The endpoint at twice its capacity: ten minutes of a quiet machine, and the start.
+bench-soak: setup
+	$(BIN)/python bench/soak.py
+
+# Batch prediction against a plain loop, over a data set of a store with a model for it: some minutes of a quiet machine.
+bench-predict: setup
+	$(BIN)/python bench/predict.py $(STORE) $(DATASET) $(MODEL)
 
 lock: setup
 	$(BIN)/uv pip compile -q pyproject.toml --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate -o requirements/runtime.txt

@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import yaml
 from chart import (
     LEAST,
     VALUE_SETS,
@@ -198,6 +199,17 @@ def test_existing_secrets_are_named_and_none_is_made(helm: Path) -> None:
     assert environment["AWS_ACCESS_KEY_ID"]["valueFrom"]["secretKeyRef"]["name"] == "bucket"
 
 
+def test_a_secret_of_several_keys_is_mounted_whole_where_replicas_and_the_head_look_for_it(helm: Path) -> None:
+    objects = render(helm, {"apiKey": {"existingSecret": "key", "keysSecret": "keys"}})
+    for pod in pod_templates(ray_cluster(objects)).values():
+        assert {"name": "api-keys", "secret": {"secretName": "keys"}} in pod["spec"]["volumes"]
+        (mount,) = [each for each in ray_container(pod)["volumeMounts"] if each["name"] == "api-keys"]
+        assert mount == {"name": "api-keys", "mountPath": "/etc/historay/keys", "readOnly": True}
+    (service,) = [item for item in objects if item["kind"] == "RayService"]
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["args"]["keys_file"] == "/etc/historay/keys/keys.yaml"
+
+
 def test_a_changed_secret_changes_the_pod_template(helm: Path) -> None:
     first, second = (
         pod_templates(ray_cluster(render(helm, {"apiKey": {"value": key}})))["workers"]["metadata"]["annotations"]
@@ -302,6 +314,7 @@ def test_by_the_clock_runs_the_command_with_the_endpoints_key_and_store(helm: Pa
             "serve.min_replicas=3 is more than the 2 that fit 1 workers",
         ),
         ({"s3": {"existingSecret": "a", "accessKeyId": "b"}}, "are both set; use one"),
+        ({"apiKey": {"keysSecret": "keys"}}, "set apiKey.existingSecret too"),
         ({"redis": {"enabled": True}}, "redis"),
         ({"httpRoute": {"enabled": True}}, "httpRoute"),
         ({"serve": {"modle": "demo"}}, "additional properties 'modle' not allowed"),

@@ -3,17 +3,18 @@
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from bundles import PROBES, SPEC, network
 from images import texture
 
 from historay.data.stain import StainMethod
-from historay.data.transforms import measure_preprocessing
-from historay.errors import BundleError
+from historay.data.transforms import measure_preprocessing, to_input
+from historay.errors import BundleError, ConfigError
 from historay.models.bundle import Bundle, make_probes
 from historay.models.inference import probabilities
-from historay.models.runtime import TOLERANCES, RuntimeName, TorchRuntime, check_runtime, make_runtime
+from historay.models.runtime import TOLERANCES, CudaRuntime, RuntimeName, TorchRuntime, _Network, check_runtime, make_runtime
 from historay.models.zoo import build_model
 
 BUNDLE = Bundle(SPEC, network(), "f" * 16, PROBES)
@@ -67,6 +68,19 @@ def test_a_bundle_that_normalises_stain_runs_as_in_torch(method: StainMethod) ->
     assert np.abs(probabilities(make_runtime(bundle, "openvino-fp32").run(tiles).logits_BK) - expected).max() < 1e-5
 
 
+@pytest.mark.parametrize("method", ["reinhard", "macenko"])
+def test_stain_is_found_in_fp32_where_the_network_computes_in_bfloat16(method: StainMethod) -> None:
+    tiles = np.stack([texture(seed, 48) for seed in range(16)])
+    preprocessing = measure_preprocessing(tiles, method)
+    spec, model = SPEC.model_copy(update={"preprocessing": preprocessing}), network()
+    bundle = Bundle(spec, model, "c" * 16, make_probes(model, tiles[:4], preprocessing))
+    input_BCHW = to_input(torch.from_numpy(tiles), preprocessing)
+    trunk = _Network(model, preprocessing).eval().to(memory_format=torch.channels_last).trunk
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected_BF = trunk(input_BCHW).flatten(1).float().numpy()
+    assert np.abs(CudaRuntime(bundle, device="cpu").run(tiles).features_BF - expected_BF).max() < 1e-4
+
+
 @pytest.mark.parametrize("architecture", ["p4m_resnet"])
 def test_an_equivariant_network_is_folded_into_plain_convolutions(architecture: str) -> None:
     bundle = bundle_of(architecture, 32)
@@ -98,3 +112,44 @@ def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(cache: Path,
     (cache / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "file"))
     assert make_runtime(BUNDLE, "openvino-fp32").run(TILES).logits_BK.shape == (37, 2)
+
+
+def test_a_disk_that_fills_up_while_an_export_is_kept_costs_time_and_nothing_else(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("Can't write data to the bin file")  # as OpenVINO says it
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    assert make_runtime(BUNDLE, "openvino-fp32").run(TILES).logits_BK.shape == (37, 2)
+
+
+@pytest.mark.parametrize("ending", ["xml", "bin"])
+def test_an_export_that_was_damaged_on_disk_is_made_anew(cache: Path, ending: str) -> None:
+    expected = make_runtime(BUNDLE, "openvino-fp32").run(TILES).logits_BK
+    (kept,) = cache.rglob(f"network.{ending}")
+    size = kept.stat().st_size
+    kept.write_bytes(kept.read_bytes()[: size // 2])
+    assert np.array_equal(make_runtime(BUNDLE, "openvino-fp32").run(TILES).logits_BK, expected)
+    assert kept.stat().st_size > 0.9 * size
+
+
+def test_of_replicas_that_export_at_once_the_first_keeps_its_export_and_the_others_run_all_the_same(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = openvino.save_model
+
+    def second(*arguments: object, **named: object) -> None:
+        monkeypatch.setattr(openvino, "save_model", real)
+        make_runtime(BUNDLE, "openvino-fp32")  # another replica, meanwhile
+        real(*arguments, **named)
+
+    monkeypatch.setattr(openvino, "save_model", second)
+    assert make_runtime(BUNDLE, "openvino-fp32").run(TILES).logits_BK.shape == (37, 2)
+    assert sorted(path.name for path in cache.rglob("*") if path.is_file()) == ["network.bin", "network.xml"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_said_in_words() -> None:
+    with pytest.raises(ConfigError, match="runtime=cuda-bf16: torch finds no GPU here"):
+        make_runtime(BUNDLE, "cuda-bf16")

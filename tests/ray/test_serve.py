@@ -1,11 +1,15 @@
 """The endpoint under load on Ray Serve: a moved alias, a killed replica and too many requests cost nobody a wrong answer."""
 
 import os
+import random
 import signal
+import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,7 @@ import psutil
 import pytest
 import torch
 from bundles import SPEC
+from hostile import KINDS, KNOWN, sent, status_of
 from images import encoded, texture
 from load import Check, Seen, seconds, send_for
 from numpy.typing import NDArray
@@ -91,6 +96,14 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
 
 
 @pytest.fixture(scope="module")
+def slow_head(endpoint: Endpoint) -> Iterator[socket.socket]:
+    """A request whose head never ends: begun before all tests that ask for it."""
+    with socket.create_connection(("127.0.0.1", int(endpoint.url.rsplit(":", 1)[1])), timeout=120) as connection:
+        connection.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: localhost")
+        yield connection
+
+
+@pytest.fixture(scope="module")
 def check(endpoint: Endpoint) -> Check:
     expected = {
         f"demo@{version}": probabilities(
@@ -127,7 +140,7 @@ def listening(numbers: list[int]) -> set[tuple[str, int]]:
     return {(each.laddr.ip, each.laddr.port) for each in connections if each.status == psutil.CONN_LISTEN}
 
 
-def test_the_port_of_metrics_of_the_node_tells_what_its_replicas_counted(endpoint: Endpoint) -> None:
+def test_the_port_of_metrics_of_the_node_tells_what_its_replicas_counted(endpoint: Endpoint, slow_head: socket.socket) -> None:
     with Client(endpoint.url) as client:
         client.predict(TILES[:3])
 
@@ -184,9 +197,11 @@ def test_a_version_that_was_tampered_with_never_answers(endpoint: Endpoint, chec
     endpoint.store.write(f"models/demo/{broken}/model.safetensors", b"other weights")
     set_alias(endpoint.store, "demo", PRODUCTION, broken, "a test")
     seen = send_for(endpoint.url, TILES, check, 4, seconds(4))
-    endpoint.point(0)
     assert seen.num_failed == 0, seen.statuses
     assert set(seen.models) == {f"demo@{endpoint.versions[0]}"}
+    for number in (1, 0):  # the alias is followed all the same
+        endpoint.point(number)
+        endpoint.wait_for(number)
 
 
 def test_a_replica_killed_under_load_costs_few_requests_and_no_wrong_answer(endpoint: Endpoint, check: Check) -> None:
@@ -199,6 +214,29 @@ def test_a_replica_killed_under_load_costs_few_requests_and_no_wrong_answer(endp
     assert seen.wrong == []
     assert seen.num_failed < 0.01 * total, seen.statuses
     wait_until(lambda: len(endpoint.replicas()) == 2, 60, "the new replica")
+
+
+def test_a_head_that_never_ends_is_given_up(slow_head: socket.socket) -> None:
+    assert slow_head.recv(65536)[:12] in {b"HTTP/1.1 408", b""}
+
+
+def test_a_page_elsewhere_that_calls_itself_this_machine_reads_nothing(endpoint: Endpoint) -> None:
+    assert httpx.get(f"{endpoint.url}/v1/model", headers={"Host": "evil.example"}).json()["reason"] == "wrong-host"
+
+
+def test_hostile_requests_through_the_proxy_are_refused_and_a_good_one_is_then_answered_right(
+    endpoint: Endpoint, check: Check
+) -> None:
+    rng, port = random.Random(0), int(endpoint.url.rsplit(":", 1)[1])
+    requests = [(kind.__name__, kind(rng)) for kind, number in KINDS.items() for _ in range(number // 5)]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda request: sent(port, request[1], timeout_s=60), requests))
+    statuses = Counter((name, status_of(answer)) for (name, _), answer in zip(requests, answers, strict=True))
+    print(sorted(statuses.items(), key=str))
+    assert {status for _, status in statuses} - {None} <= KNOWN
+    assert not any(b"Traceback" in answer or b"site-packages" in answer for answer in answers)
+    after = send_for(endpoint.url, TILES, check, 2, seconds(1))
+    assert (set(after.statuses), after.wrong) == ({200}, [])
 
 
 def test_overload_is_answered_with_429_or_in_time_and_never_hangs(endpoint: Endpoint, check: Check) -> None:

@@ -13,6 +13,7 @@ import pytest
 from bundles import PROBES, SPEC, network
 from fastapi.testclient import TestClient
 from images import encoded, texture
+from processes import wait_until
 
 from historay.errors import ConfigError
 from historay.models.bundle import Bundle
@@ -136,6 +137,37 @@ def test_a_full_disk_costs_lines_and_not_answers(tmp_path: Path, monkeypatch: py
     log.close()
     assert lost == [1]
     assert [line["request_id"] for line in lines(tmp_path)] == [f"{2:032x}"]
+
+
+def test_a_next_file_that_cannot_be_opened_costs_lines_until_it_can_and_nothing_else_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost: list[int] = []
+    log, real = AuditLog(str(tmp_path / "log"), lost.append, file_bytes=1), os.open
+    log.add(entry(1))
+    wait_until(lambda: len(lines(tmp_path / "log")) == 1, 30, "the first line")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        log.add(entry(2))
+        wait_until(lambda: bool(lost), 30, "the loss")
+    other = real(tmp_path / "somebody else's", os.O_WRONLY | os.O_CREAT)  # takes the lowest number that is free
+    log.add(entry(3))
+    log.close()
+    os.close(other)
+    assert lost == [1]
+    assert [line["request_id"] for line in lines(tmp_path / "log")] == [f"{number:032x}" for number in (1, 3)]
+    assert (tmp_path / "somebody else's").read_bytes() == b""
+
+
+def test_a_line_of_which_the_disk_took_a_part_is_ended_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, real = AuditLog(str(tmp_path), lost=pytest.fail), os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:20]))
+    log.add(entry(1))
+    wait_until(lambda: any(file.stat().st_size for file in tmp_path.iterdir()), 30, "the part")
+    monkeypatch.setattr(os, "write", real)
+    log.add(entry(2))
+    log.close()
+    assert [line["request_id"] for line in lines(tmp_path)] == [f"{number:032x}" for number in (1, 2)]
 
 
 @pytest.mark.parametrize("target", ["stderr", "stdout"])

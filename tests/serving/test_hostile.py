@@ -17,7 +17,7 @@ import pytest
 from bundles import PROBES, SPEC, network
 from endpoint import Mishaps, listening
 from fastapi.testclient import TestClient
-from hostile import KINDS, post
+from hostile import KINDS, KNOWN, post, sent, status_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import encoded, texture
@@ -33,11 +33,10 @@ LIMITS = RequestConfig(
     max_image_bytes=100_000,
     max_body_bytes=400_000,
     max_pixels=1_000_000,
-    body_timeout_s=1.0,
+    body_timeout_s=3.0,
     runtime="torch",
 )
 PNGS = [encoded(texture(seed, 48), "PNG") for seed in range(4)]
-KNOWN = {200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 431}
 
 
 @pytest.fixture(scope="module")
@@ -45,25 +44,6 @@ def server() -> Iterator[tuple[int, Mishaps]]:
     service = make_service(Bundle(SPEC, network(), "f" * 16, PROBES), LIMITS)
     with listening(build_app(lambda: service, LIMITS)) as running:
         yield running
-
-
-def sent(port: int, data: bytes, timeout_s: float = 20.0) -> bytes:
-    """Sends bytes and returns all that comes back until the server hangs up."""
-    received = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
-        try:
-            connection.sendall(data)
-            if b"\r\n\r\n" not in data:
-                connection.shutdown(socket.SHUT_WR)  # uvicorn waits for a head's end as long as the client does
-            while part := connection.recv(65536):
-                received += part
-        except (ConnectionResetError, BrokenPipeError):
-            pass  # it hung up on what we were still sending: what it said before counts
-    return received
-
-
-def status_of(answer: bytes) -> int | None:
-    return int(answer[9:12]) if answer else None
 
 
 def good(port: int) -> list[dict[str, object]]:
@@ -118,7 +98,7 @@ def test_bodies_and_heads_that_trickle_hold_up_nobody_else(server: tuple[int, Mi
     answers = [connection.recv(65536) for connection in slow[:30]]
     assert {status_of(answer) for answer in answers} == {408}
     assert all(b'"body-too-slow"' in answer and b"connection: close" in answer.lower() for answer in answers)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
     for connection in slow:
         connection.close()
     good(port)

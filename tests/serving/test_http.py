@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,19 +12,22 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from images import encoded, png_of_claimed_size, texture
+from numpy.typing import NDArray
 
 from historay.data.decode import Limits
+from historay.errors import BadImage
 from historay.evaluation.calibration import Calibration
 from historay.evaluation.conformal import ConformalRule, Threshold
 from historay.models.bundle import Bundle
 from historay.models.inference import predict_logits, probabilities
-from historay.models.runtime import TorchRuntime
+from historay.models.runtime import Outputs, TorchRuntime
 from historay.serving.http import build_app
 from historay.serving.keys import KeyRing
 from historay.serving.limits import RequestConfig
-from historay.serving.predictor import Predictor
-from historay.serving.schema import ImagePrediction
-from historay.serving.service import make_service
+from historay.serving.metrics import Metrics
+from historay.serving.predictor import Predictor, PreparedImage
+from historay.serving.schema import ImagePrediction, Result
+from historay.serving.service import Refused, Service, make_service
 
 LIMITS = RequestConfig(max_files=4, max_image_bytes=50_000, max_body_bytes=150_000, max_pixels=1_000_000, runtime="torch")
 TILES = [texture(seed, 48) for seed in range(3)]
@@ -111,6 +115,25 @@ def test_too_many_files_no_files_and_all_bad_files_are_refused(client: TestClien
     assert [result["error"]["reason"] for result in answer.json()["results"]] == ["not-an-image", "empty"]
 
 
+def test_an_image_of_which_the_network_makes_no_number_spoils_nobody_else_s() -> None:
+    class Overflows(TorchRuntime):
+        def run(self, tiles_BHWC: NDArray[np.uint8]) -> Outputs:
+            found = super().run(tiles_BHWC)
+            found.logits_BK[(tiles_BHWC == TILES[1]).all(axis=(1, 2, 3))] = np.nan
+            return found
+
+    bundle = Bundle(SPEC, network(), "f" * 16, PROBES)
+    service = Service(Predictor(bundle, Limits(), Overflows(bundle)), LIMITS, Metrics())
+    with TestClient(build_app(lambda: service, LIMITS)) as client:
+        results = client.post("/v1/predict", files=upload(*PNGS)).json()["results"]
+        alone = client.post("/v1/predict", content=PNGS[1])
+    assert [result["index"] for result in results] == [0, 1, 2]
+    assert results[1]["error"]["reason"] == "not-finite"
+    assert "label" in results[0]
+    assert "label" in results[2]
+    assert (alone.status_code, alone.json()["reason"]) == (422, "not-finite")
+
+
 def test_the_model_says_what_it_is_and_what_it_is_not(client: TestClient) -> None:
     answer = client.get("/v1/model").json()
     assert answer["classes"] == ["normal", "tumour"]
@@ -161,6 +184,68 @@ def test_a_long_stream_keeps_its_order_and_needs_little_of_the_queue() -> None:
 
     async def results() -> list[int]:
         service = make_service(bundle, config)
-        return [result.index async for part in service.stream(PNGS * 10) for result in part]
+        deadline = asyncio.get_running_loop().time() + 120
+        return [result.index async for part in service.stream(PNGS * 10, deadline) for result in part]
 
     assert asyncio.run(results()) == list(range(30))
+
+
+def test_by_default_a_large_request_is_answered_in_several_parts() -> None:
+    config = RequestConfig(runtime="torch")
+
+    async def sizes() -> list[int]:
+        service = make_service(Bundle(SPEC, network(), "f" * 16, PROBES), config)
+        images = [PNGS[0]] * config.max_files
+        return [len(part) async for part in service.stream(images, asyncio.get_running_loop().time() + 120)]
+
+    assert asyncio.run(sizes()) == [16] * 16
+
+
+def test_a_stream_ends_by_the_deadline_of_its_request_however_slowly_it_is_read() -> None:
+    async def read_slowly() -> None:
+        service = make_service(Bundle(SPEC, network(), "f" * 16, PROBES), RequestConfig(max_batch=2, runtime="torch"))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + 1
+        parts = service.stream(PNGS, deadline)
+        assert len(await anext(parts)) == 2
+        await asyncio.sleep(deadline + 0.1 - loop.time())
+        service.close()  # as a replica does with a model whose last request must have ended
+        with pytest.raises(TimeoutError):
+            await anext(parts)
+
+    asyncio.run(read_slowly())
+
+
+def test_what_is_refused_because_the_queue_is_full_and_what_was_given_up_is_never_decoded() -> None:
+    config = RequestConfig(max_batch=1, max_queued_tiles=1, decode_threads=1, runtime="torch")
+    decoded: list[bytes] = []
+    gate = threading.Event()
+
+    class Held(Predictor):
+        def tried(self, data: bytes) -> PreparedImage | BadImage:
+            decoded.append(data)
+            return super().tried(data)
+
+        def predictions(self, images: list[PreparedImage]) -> list[Result]:
+            assert gate.wait(60)
+            return super().predictions(images)
+
+    async def ask() -> None:
+        bundle = Bundle(SPEC, network(), "f" * 16, PROBES)
+        service = Service(Held(bundle, Limits(), TorchRuntime(bundle)), config, Metrics())
+        busy = [asyncio.create_task(service.predict([PNGS[0]], "a")) for _ in range(2)]
+        while service.num_waiting < 1:
+            await asyncio.sleep(0.01)
+        with pytest.raises(Refused, match="1 tiles wait already"):
+            await service.predict([PNGS[1]], "b")
+        assert set(decoded) == {PNGS[0]}
+        gate.set()
+        await asyncio.gather(*busy)
+        given_up = asyncio.create_task(service.predict([PNGS[2]] * 200, "c"))
+        while PNGS[2] not in decoded:
+            await asyncio.sleep(0)
+        given_up.cancel()
+        await service.predict([PNGS[1]], "d")  # in line behind what was given up
+
+    asyncio.run(ask())
+    assert 0 < decoded.count(PNGS[2]) < 200

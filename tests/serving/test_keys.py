@@ -29,6 +29,9 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def __reduce__(self) -> tuple[type["Clock"], tuple[()]]:
+        return Clock, ()  # as another machine's, which counts from its own start
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -166,6 +169,15 @@ def test_the_environment_s_key_goes_on_working_and_a_file_comes_before_it(file: 
 def test_a_ring_travels_to_another_process(file: Path) -> None:
     key = new_key(file, "lis")
     assert pickle.loads(pickle.dumps(KeyRing.from_file(file))).identify(key.encode()) == "lis"
+
+
+def test_a_revoked_key_is_locked_out_on_a_machine_that_started_later_too(file: Path) -> None:
+    clock, keys = Clock(), {name: new_key(file, name) for name in ("old", "new")}
+    clock.now = 1e6
+    sent = pickle.dumps(KeyRing.from_file(file, clock))
+    revoke_key(file, "old")
+    ring = pickle.loads(sent)
+    assert [ring.identify(key.encode()) for key in keys.values()] == [None, "new"]
 
 
 def test_the_commands_print_a_key_once_list_ids_and_revoke(file: Path) -> None:

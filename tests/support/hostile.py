@@ -2,6 +2,7 @@
 
 import io
 import random
+import socket
 import struct
 import zipfile
 import zlib
@@ -23,7 +24,7 @@ _TYPES = (
 
 
 def post(body: bytes, *headers: str, kind: str = "image/png", length: int | None = None, path: str = "/v1/predict") -> bytes:
-    head = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {kind}", "Connection: close", *headers]
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Type: {kind}", "Connection: close", *headers]
     if length != -1:
         head.append(f"Content-Length: {len(body) if length is None else length}")
     return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body
@@ -115,7 +116,7 @@ def misrouted(rng: random.Random) -> bytes:
             "", "/v1/model%2fcard", "/metrics?name[]=x", "/healthz/../metrics",
         )
     )  # fmt: skip
-    return f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode("latin-1")
+    return f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("latin-1")
 
 
 def noise(rng: random.Random) -> bytes:
@@ -138,3 +139,25 @@ KINDS: dict[Kind, int] = {
     misrouted: 50,
     noise: 20,
 }
+
+KNOWN = {200, 400, 401, 404, 405, 408, 413, 415, 422, 429, 431}
+"""What they may be answered with."""
+
+
+def sent(port: int, data: bytes, timeout_s: float = 20.0) -> bytes:
+    """Sends bytes and returns all that comes back until the server hangs up."""
+    received = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
+        try:
+            connection.sendall(data)
+            if b"\r\n\r\n" not in data:
+                connection.shutdown(socket.SHUT_WR)  # uvicorn waits for a head's end as long as the client does
+            while part := connection.recv(65536):
+                received += part
+        except (ConnectionResetError, BrokenPipeError):
+            pass  # it hung up on what we were still sending: what it said before counts
+    return received
+
+
+def status_of(answer: bytes) -> int | None:
+    return int(answer[9:12]) if answer else None

@@ -144,6 +144,9 @@ seccompProfile:
 {{- if eq 0 (int (dig "min_replicas" 1 .Values.serve)) }}
 {{- fail "serve.min_replicas=0: the Service leads to workers, and one without a replica has no proxy, so that no request could wake one; use 1" }}
 {{- end }}
+{{- if and .Values.apiKey.keysSecret (or .Values.serve.keys_file (not .Values.apiKey.existingSecret)) }}
+{{- fail "apiKey.keysSecret: set apiKey.existingSecret too, to a Secret with one of those keys, and leave serve.keys_file out" }}
+{{- end }}
 {{- if and .Values.s3.existingSecret .Values.s3.accessKeyId }}
 {{- fail "s3.existingSecret and s3.accessKeyId are both set; use one" }}
 {{- end }}

@@ -27,6 +27,8 @@ and one port a replica drawn by lot (its gRPC, off by default), which they leave
 # What a lost replica had taken another answers, if it fits the buffer: a prediction asked twice does no harm.
 - {name: RAY_SERVE_HAPROXY_RETRY_ON, value: conn-failure empty-response}
 - {name: RAY_SERVE_HAPROXY_TUNE_BUFSIZE, value: "131072"}
+# Ray would wait an hour for a client that sends nothing more.
+- {name: RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S, value: "60"}
 - {name: RAY_SERVE_HAPROXY_METRICS_PORT, value: "9101"}
 - {name: RAY_SERVE_HAPROXY_STATS_PORT, value: "8404"}
 - {name: RAY_SERVE_FALLBACK_PROXY_HTTP_PORT, value: "8500"}

@@ -114,6 +114,9 @@ spec:
         {{- end }}
       volumeMounts:
         - {name: scratch, mountPath: /tmp}
+        {{- if $root.Values.apiKey.keysSecret }}
+        - {name: api-keys, mountPath: /etc/historay/keys, readOnly: true} # no subPath: Kubernetes would never update it
+        {{- end }}
         {{- if $root.Values.sharedMemorySize }}
         - {name: shared-memory, mountPath: /dev/shm}
         {{- end }}
@@ -123,6 +126,10 @@ spec:
   volumes:
     - name: scratch
       emptyDir: {sizeLimit: {{ $root.Values.scratchSize | quote }}}
+    {{- with $root.Values.apiKey.keysSecret }}
+    - name: api-keys
+      secret: {secretName: {{ . | quote }}}
+    {{- end }}
     {{- with $root.Values.sharedMemorySize }}
     - name: shared-memory
       emptyDir: {medium: Memory, sizeLimit: {{ . | quote }}}

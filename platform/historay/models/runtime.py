@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from historay.data.stain import normalise_stain
+from historay.data.stain import Macenko, Reinhard, normalise_stain
 from historay.data.transforms import Preprocessing, normalise, to_input, to_unit
-from historay.errors import BundleError
+from historay.errors import BundleError, ConfigError
 from historay.log import log_event
 from historay.models.bundle import Bundle
 from historay.models.features import last_linear, predict_logits_and_features
@@ -67,19 +67,22 @@ class TorchRuntime:
 
 
 class CudaRuntime:
-    """The model in bfloat16 on the GPU, channels last."""
+    """The model in bfloat16 on the GPU, channels last; any other ``device`` is for tests."""
 
     name = "cuda-bf16"
     num_streams = 1
 
-    def __init__(self, bundle: Bundle) -> None:
-        network = _Network(bundle.model, bundle.spec.preprocessing).eval().cuda()
-        self._network = network.to(memory_format=torch.channels_last)
+    def __init__(self, bundle: Bundle, device: str = "cuda") -> None:
+        network = _Network(bundle.model, bundle.spec.preprocessing).eval().to(device)
+        self._network, self._device = network.to(memory_format=torch.channels_last), device
+        self._stain = bundle.spec.preprocessing.stain
 
     def run(self, tiles_BHWC: NDArray[np.uint8]) -> Outputs:
         """Runs uint8 tiles (B, input_px, input_px, 3)."""
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-            logits_BK, features_BF = self._network(torch.from_numpy(np.ascontiguousarray(tiles_BHWC)).cuda())
+        with torch.inference_mode():
+            tiles = _of_one_stain(torch.from_numpy(np.ascontiguousarray(tiles_BHWC)).to(self._device), self._stain)
+            with torch.autocast(self._device, torch.bfloat16):
+                logits_BK, features_BF = self._network(tiles)
         return Outputs(logits_BK.float().cpu().numpy(), features_BF.float().cpu().numpy())
 
 
@@ -106,24 +109,30 @@ class OpenVinoRuntime:
         return Outputs(np.array(found[0]), np.array(found[1]))
 
     def _input(self, tiles_BHWC: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """A tile's stain is found in fp32 as in training, whatever the network computes in."""
         if self._stain is None:
             return tiles_BHWC
         with torch.inference_mode():
-            return np.asarray(normalise_stain(to_unit(torch.from_numpy(tiles_BHWC)), self._stain).numpy())
+            return np.asarray(_of_one_stain(torch.from_numpy(tiles_BHWC), self._stain).numpy())
+
+
+def _of_one_stain(tiles_BHWC: Tensor, stain: Reinhard | Macenko | None) -> Tensor:
+    """What ``_Network`` takes: a tile's stain is found in fp32 as in training, whatever the network computes in."""
+    return tiles_BHWC if stain is None else normalise_stain(to_unit(tiles_BHWC), stain)
 
 
 def make_runtime(bundle: Bundle, name: RuntimeName = "auto", num_threads: int = 1) -> Runtime:
     """Builds the runtime and checks it against torch on the bundle's probe tiles.
 
     ``auto`` takes the GPU if there is one, else OpenVINO in bfloat16 where the CPU computes in it, else in fp32.
-    Raises BundleError if a probability differs by more than ``TOLERANCES`` allows.
+    Raises BundleError if a probability differs by more than ``TOLERANCES`` allows, ConfigError without the GPU asked for.
     """
     chosen = _best_here() if name == "auto" else name
     runtime: Runtime
     if chosen == "torch":
         runtime = TorchRuntime(bundle)
     elif chosen == "cuda-bf16":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"runtime={name}: torch finds no GPU here; choose another --runtime, or auto")
         runtime = CudaRuntime(bundle)
     else:
         runtime = OpenVinoRuntime(bundle, "bf16" if chosen == "openvino-bf16" else "fp32", num_threads)
@@ -192,15 +201,20 @@ def _exported(bundle: Bundle) -> openvino.Model:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "historay" / "openvino" / f"{bundle.version}-{version('openvino')}"
     if (folder / "network.xml").exists():
-        return openvino.Core().read_model(folder / "network.xml")
+        try:
+            return openvino.Core().read_model(folder / "network.xml")
+        except RuntimeError as error:
+            log_event("runtime exported anew", folder=folder, because=error)
+            shutil.rmtree(folder, ignore_errors=True)
     network = _export(bundle)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             openvino.save_model(network, Path(scratch) / "whole" / "network.xml", compress_to_fp16=False)
-            shutil.move(Path(scratch) / "whole", folder)
-    except OSError as error:
-        log_event("runtime not cached", folder=folder, because=error.strerror)
+            (Path(scratch) / "whole").rename(folder)
+    # OpenVINO's own errors are RuntimeErrors. Another replica may have come first: a folder is not renamed over a full one.
+    except (OSError, RuntimeError) as error:
+        log_event("runtime not cached", folder=folder, because=error)
     return network
 
 

@@ -23,6 +23,7 @@ from historay.models.bundle import read_spec
 from historay.models.registry import resolve
 from historay.ray_session import connect_ray
 from historay.serving.audit import located
+from historay.serving.client import Client
 from historay.serving.http import build_app
 from historay.serving.keys import API_KEY, KeyRing, open_keys
 from historay.serving.limits import RequestConfig
@@ -37,6 +38,7 @@ _START_TIMEOUT_S = 300
 _UPSCALE_DELAY_S = 5.0
 _DOWNSCALE_DELAY_S = 120.0
 _HAND_OVER_S = 5.0
+_LOOPBACK_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 
 
 class ServeConfig(RequestConfig):
@@ -96,7 +98,10 @@ def _hand_over_for_ever(metrics: Metrics) -> None:
     """Nobody asks a replica for its numbers, so that it hands them to Ray now and then."""
     while True:
         time.sleep(_HAND_OVER_S)
-        metrics.exposition()
+        try:
+            metrics.exposition()
+        except Exception as error:  # whatever it is, the next look may succeed
+            log_event("WARNING metrics not handed over", because=error)
 
 
 def serve(config: ServeConfig) -> None:
@@ -166,7 +171,8 @@ def _prepare(config: ServeConfig) -> tuple[ServeConfig, str, str, KeyRing | None
 
 def _application(config: ServeConfig, name: str, version: str, keys: KeyRing | None) -> Any:
     def app() -> FastAPI:  # called in each replica: metrics and the audit log's thread belong to its process
-        return build_app(current_service, config, keys, replica_metrics())
+        hosts = _LOOPBACK_NAMES | {config.host} if keys is None else None
+        return build_app(current_service, config, keys, replica_metrics(), hosts)
 
     class Endpoint:
         """One replica."""
@@ -207,15 +213,20 @@ def _refuse_taken_port(config: ServeConfig) -> None:
             ) from None
 
 
+def _listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
 def _wait_until_ready(config: ServeConfig) -> None:
-    """The proxy answers a moment after the replicas do."""
+    """The proxy listens a moment before it knows a replica; where there may be none, that it listens is all there is."""
     deadline = time.monotonic() + _START_TIMEOUT_S
     host = "127.0.0.1" if config.host in {"0.0.0.0", "::"} else config.host  # noqa: S104 only asked, not bound
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex((host, config.port)) == 0:
+    with Client(f"http://{f'[{host}]' if ':' in host else host}:{config.port}") as client:
+        while time.monotonic() < deadline:
+            if client.is_ready() or (config.min_replicas == 0 and _listens(host, config.port)):
                 return
-        time.sleep(0.2)
+            time.sleep(0.2)
     raise ServingError(
         f"nothing answers on {config.host}:{config.port} after {_START_TIMEOUT_S} s; see the logs below /tmp/ray"
     )

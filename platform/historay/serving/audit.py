@@ -138,6 +138,7 @@ class _Files:
 
     def __init__(self, folder: str, file_bytes: int) -> None:
         self._folder, self._file_bytes, self._number = Path(folder), file_bytes, 0
+        self._rest = b""  # of a line, where the disk took only its beginning
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._descriptor = self._opened()
@@ -145,13 +146,14 @@ class _Files:
             raise ConfigError(f"audit_log={folder}: {error.strerror}; name a folder that can be written, or stderr") from None
 
     def __call__(self, text: str) -> None:
-        data = text.encode()
+        data = self._rest + text.encode()
         size = os.fstat(self._descriptor).st_size
-        if size and size + len(data) > self._file_bytes:
-            os.close(self._descriptor)
+        if size and not self._rest and size + len(data) > self._file_bytes:
             self._number += 1
-            self._descriptor = self._opened()
-        os.write(self._descriptor, data)  # one call, at the file's end: no line is ever torn by another writer
+            full, self._descriptor = self._descriptor, self._opened()  # where that fails, the full one stays ours
+            os.close(full)
+        # One call, at the file's end: no line is ever torn by another writer.
+        self._rest = data[os.write(self._descriptor, data) :]
 
     def _opened(self) -> int:
         """Opens a new file: a process number may come back, the time with it does not."""

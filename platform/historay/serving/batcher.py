@@ -60,8 +60,7 @@ class Batcher(Generic[T, R]):
         """
         if not items:
             return []
-        if self._jobs and self.num_waiting + len(items) > self._max_waiting:
-            raise QueueFull
+        self.check_room(len(items))
         job: _Job[T, R] = _Job(items, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self.num_waiting += len(items)
@@ -71,6 +70,11 @@ class Batcher(Generic[T, R]):
         except asyncio.CancelledError:
             self._forget(job)
             raise
+
+    def check_room(self, num_items: int) -> None:
+        """Raises QueueFull if others wait already and so many items more would make it too many."""
+        if self._jobs and self.num_waiting + num_items > self._max_waiting:
+            raise QueueFull
 
     def close(self) -> None:
         """Ends the threads when what they run is done."""

@@ -23,6 +23,24 @@ _ENTRY_HEAD_BYTES = 512  # of a zip's directory, for each entry: its name and wh
 _EOCD_BYTES, _ZIP64_LOCATOR_BYTES = 22, 20
 
 
+class HeldBodies:
+    """Counts the bytes of the bodies that one replica has in memory, so that all of them together are bounded."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._num_bytes = max_bytes, 0
+
+    def take(self, num_bytes: int) -> None:
+        """Counts bytes that have arrived; raises Refused where they are too many beside those of others."""
+        if self._num_bytes + num_bytes > self._max_bytes:
+            detail = f"bodies of {self._max_bytes} bytes are worked on already; try again in a moment"
+            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "busy", detail)
+        self._num_bytes += num_bytes
+
+    def give_back(self, num_bytes: int) -> None:
+        """Uncounts the bytes of a request that has ended."""
+        self._num_bytes -= num_bytes
+
+
 async def read_images(request: Request, config: RequestConfig) -> list[bytes]:
     """Returns the encoded images of a request, in its order; raises Refused if it breaks a limit or its form."""
     body = await _limited_body(request, config)

@@ -5,6 +5,7 @@ Plain ASGI, since starlette's BaseHTTPMiddleware runs each request as a task of 
 
 import math
 import random
+import re
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from historay.log import log_event
 from historay.serving.audit import AuditLog, Entry
+from historay.serving.body import HeldBodies
 from historay.serving.keys import KeyRing
 from historay.serving.metrics import Metrics
 from historay.serving.problems import problem
@@ -47,6 +49,9 @@ class Guard:
     audit: AuditLog
     open_paths: Collection[str]
     """Paths that need no key, and that are not audited."""
+    bodies: HeldBodies
+    hosts: Collection[str] | None
+    """Names by which the endpoint may be asked; None: any. Without keys it keeps out pages that a browser was led here by."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,7 +60,15 @@ class Guard:
         started, arrived = time.perf_counter(), time.time()
         state = scope.setdefault("state", {})
         state["request_id"] = f"{random.getrandbits(128):032x}"  # not secret, and without a call of the system
-        status = 0
+        status, num_bytes = 0, 0
+
+        async def receive_counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            size = len(message.get("body", b""))
+            self.bodies.take(size)
+            num_bytes += size
+            return message
 
         async def send_safely(message: Message) -> None:
             nonlocal status
@@ -64,11 +77,11 @@ class Guard:
                 message["headers"] = _safe(message["headers"], state["request_id"])
             await send(message)
 
-        request = Request(scope, receive)
+        request = Request(scope, receive_counted)
         try:
             refused = self._refusal(scope)
             if refused is None:
-                await self.app(scope, receive, send_safely)
+                await self.app(scope, receive_counted, send_safely)
             else:
                 await problem(request, *refused)(scope, receive, send_safely)
         except Exception as error:  # our mistake, whatever it is: it is named here and not to the client
@@ -78,20 +91,24 @@ class Guard:
             broken = Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "an error on the server's side")
             await problem(request, broken)(scope, receive, send_safely)
         finally:
+            self.bodies.give_back(num_bytes)
             self._record(scope, status or _GONE, arrived, time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> tuple[Refused, dict[str, str]] | None:
         """Tells why a request does not even reach its route, with the headers to say so, or None."""
-        if self.keys is None or scope["path"] in self.open_paths:
+        if scope["path"] in self.open_paths:
             return None
-        key_id = self.keys.identify(_bearer(scope))
-        if key_id is None:
+        if self.hosts is not None and _host(scope) not in self.hosts:
+            return Refused(HTTPStatus.BAD_REQUEST, "wrong-host", f"ask for one of {', '.join(sorted(self.hosts))}"), {}
+        key_id = self.keys.identify(_bearer(scope)) if self.keys is not None else None
+        if self.keys is not None and key_id is None:
             wrong = Refused(HTTPStatus.UNAUTHORIZED, "wrong-key", "send a valid key as 'Authorization: Bearer KEY'")
             return wrong, {"WWW-Authenticate": "Bearer"}
         scope["state"]["key_id"] = key_id
-        if self.limit is None or not (wait_s := self.limit.wait_s(key_id)):
+        if self.limit is None or not (wait_s := self.limit.wait_s(key_id or "")):
             return None
-        detail = f"more than {self.limit.rate_per_s:g} requests a second with this key; try again in {math.ceil(wait_s)} s"
+        who = "with this key" if key_id else "from all clients together"
+        detail = f"more than {self.limit.rate_per_s:g} requests a second {who}; try again in {math.ceil(wait_s)} s"
         return Refused(HTTPStatus.TOO_MANY_REQUESTS, "too-often", detail), {"Retry-After": str(math.ceil(wait_s))}
 
     def _record(self, scope: Scope, status: int, arrived: float, seconds: float) -> None:
@@ -123,11 +140,18 @@ class Guard:
 
 def _bearer(scope: Scope) -> bytes:
     """Returns the key of the Authorization header, or nothing."""
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, key = value.partition(b" ")
-            return bytes(key.strip()) if scheme.lower() == b"bearer" else b""
-    return b""
+    scheme, _, key = _header(scope, b"authorization").partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else b""
+
+
+def _host(scope: Scope) -> str:
+    """Returns the Host header without its port, as ``localhost`` or ``[::1]``."""
+    return re.sub(r":\d*$", "", _header(scope, b"host").decode("latin-1")).lower()
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    """Returns the first header of a name, or nothing."""
+    return next((bytes(value) for name, value in scope["headers"] if name == wanted), b"")
 
 
 def _safe(headers: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:

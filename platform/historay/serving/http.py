@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from historay.serving.audit import AuditLog
-from historay.serving.body import read_images
+from historay.serving.body import HeldBodies, read_images
 from historay.serving.drift import DriftSummary
 from historay.serving.guard import Guard
 from historay.serving.keys import KeyRing
@@ -28,16 +28,22 @@ from historay.serving.service import Refused, Service
 
 _OPEN_PATHS = {"/healthz", "/readyz", *PAGE_PATHS}
 _NUMBERS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **problems(404)}
+_HELD_BODIES = 8  # of the largest size, which a replica holds at once: 512 MiB by default
 _EXPLAINER = ThreadPoolExecutor(1, thread_name_prefix="explain")
 
 
 def build_app(
-    service: Callable[[], Service | None], config: RequestConfig, keys: KeyRing | None = None, metrics: Metrics | None = None
+    service: Callable[[], Service | None],
+    config: RequestConfig,
+    keys: KeyRing | None = None,
+    metrics: Metrics | None = None,
+    hosts: Collection[str] | None = None,
 ) -> FastAPI:
     """Builds the application; ``service`` gives what answers, or None while it is being loaded.
 
-    ``keys`` of None asks for no key: only for an address that nobody else reaches. ``metrics`` are those that the service
-    counts into. Starts the thread of the audit log, so that it is to be called in the process that answers.
+    ``keys`` of None asks for no key: only for an address that nobody else reaches, with its names as ``hosts``. ``metrics``
+    are those that the service counts into. Starts the thread of the audit log, so that it is to be called in the process
+    that answers.
     """
     metrics = metrics or Metrics()
     audit = AuditLog(config.audit_log, lost=metrics.count_audit_lost)
@@ -56,7 +62,10 @@ def build_app(
         lifespan=lifespan,
     )
     limit = RateLimit(config.max_requests_per_s, config.request_burst) if config.max_requests_per_s else None
-    app.add_middleware(Guard, keys=keys, limit=limit, metrics=metrics, audit=audit, open_paths=_OPEN_PATHS)
+    bodies = HeldBodies(_HELD_BODIES * config.max_body_bytes)
+    app.add_middleware(
+        Guard, keys=keys, limit=limit, metrics=metrics, audit=audit, open_paths=_OPEN_PATHS, bodies=bodies, hosts=hosts
+    )
     add_problems(app)
 
     def ready() -> Service:
@@ -116,14 +125,14 @@ def _add_predict(app: FastAPI, ready: Callable[[], Service], config: RequestConf
         responses=problems(408, 413, 415, 422, 429, 503, 504),
     )
     async def predict(request: Request, explain: bool = False) -> Any:
-        found = ready()
+        found, deadline = ready(), asyncio.get_running_loop().time() + config.request_timeout_s
         try:
-            async with asyncio.timeout(config.request_timeout_s):
+            async with asyncio.timeout_at(deadline):
                 started = time.perf_counter()
                 images = await read_images(request, config)
                 metrics.observe_stage("receive", time.perf_counter() - started)
                 if NDJSON in request.headers.get("accept", "") and not explain:
-                    return await streamed(found, images, request)
+                    return await streamed(found, images, request, deadline)
                 answering = _explained if explain else Service.predict
                 answer = await answering(found, images, request.state.request_id)
         except TimeoutError:

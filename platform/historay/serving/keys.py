@@ -6,6 +6,7 @@ A key is 256 random bits, so that plain SHA-256 of it is enough: there is nothin
 import fcntl
 import hashlib
 import hmac
+import math
 import os
 import secrets
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -27,6 +28,7 @@ API_KEY = "HISTORAY_API_KEY"
 _PREFIX = "historay_"  # by which a scanner of repositories finds a key that leaked
 _RECHECK_S = 1.0
 _Stamp = tuple[int, int, int]
+_UNSEEN: _Stamp = (0, 0, 0)  # of no file
 
 
 class StoredKey(Config):
@@ -63,6 +65,10 @@ class KeyRing:
         self._keys, self._path, self._clock = keys, path, clock
         self._stamp: _Stamp | None = None
         self._checked = clock()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Sent to a replica on another node, whose clock counts from its own start, and whose file may be another by now.
+        self.__dict__.update(state, _checked=-math.inf, _stamp=_UNSEEN)
 
     @classmethod
     def from_file(cls, path: str | Path, clock: Callable[[], float] = time.monotonic) -> Self:

@@ -18,7 +18,7 @@ class RequestConfig(Config):
 
     max_body_bytes: int = Field(default=64 * 2**20, ge=1)
     """Largest request body, bytes; more is answered with 413."""
-    max_files: int = Field(default=64, ge=1)
+    max_files: int = Field(default=256, ge=1)
     """Most images in one request; more is answered with 413."""
     max_image_bytes: int = Field(default=16 * 2**20, ge=1)
     """Largest encoded image, bytes."""

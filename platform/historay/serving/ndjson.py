@@ -1,6 +1,5 @@
 """Many results as they become known: a line of JSON each, after one that says what they are answers of."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 
@@ -13,18 +12,17 @@ from historay.serving.service import Service
 NDJSON = "application/x-ndjson"
 
 
-async def streamed(service: Service, images: list[bytes], request: Request) -> StreamingResponse:
-    """Answers with lines; raises Refused while the status can still say so.
+async def streamed(service: Service, images: list[bytes], request: Request, deadline: float) -> StreamingResponse:
+    """Answers with lines until ``deadline``, in the event loop's time; raises Refused while the status can still say so.
 
     The first line is a PredictAnswer without results. A Problem as the last line tells that the time ran out.
     """
-    parts = service.stream(images)
-    deadline = asyncio.get_running_loop().time() + service.config.request_timeout_s
-    return StreamingResponse(_lines(service, parts, await anext(parts), deadline, request), media_type=NDJSON)
+    parts = service.stream(images, deadline)
+    return StreamingResponse(_lines(service, parts, await anext(parts), request), media_type=NDJSON)
 
 
 async def _lines(
-    service: Service, parts: AsyncIterator[list[Result]], first: list[Result], deadline: float, request: Request
+    service: Service, parts: AsyncIterator[list[Result]], first: list[Result], request: Request
 ) -> AsyncIterator[str]:
     sent, part = list[Result](), first
     try:
@@ -32,8 +30,7 @@ async def _lines(
         while part:
             yield "".join(f"{result.model_dump_json()}\n" for result in part)
             sent += part
-            async with asyncio.timeout_at(deadline):
-                part = await anext(parts, [])
+            part = await anext(parts, [])
     except TimeoutError:
         yield _too_slow(service, request.state.request_id, len(sent)).model_dump_json() + "\n"
     finally:  # for the audit log, even if the client has gone

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from historay.data.decode import Limits, Pixels, resize_tile, verify_tile
-from historay.errors import BadImage, BundleError
+from historay.errors import BadImage
 from historay.evaluation.operating_point import decide
 from historay.evaluation.tile_statistics import tile_statistics
 from historay.models.bundle import Bundle
 from historay.models.inference import probabilities
 from historay.models.input_gate import Rejection
-from historay.models.runtime import Runtime
+from historay.models.runtime import Outputs, Runtime
 from historay.serving.drift import DriftMonitor
 from historay.serving.explain import Explanation, explain_tiles
 from historay.serving.schema import (
@@ -103,12 +103,24 @@ class Predictor:
         except BadImage as error:
             return error
 
-    def predictions(self, images: list[PreparedImage]) -> list[ImagePrediction]:
-        """Answers for prepared images in one pass of the network; ``index`` counts within them."""
-        spec = self.bundle.spec
+    def predictions(self, images: list[PreparedImage]) -> list[Result]:
+        """Answers for prepared images in one pass of the network; ``index`` counts within them.
+
+        An image of which the network makes no number is refused for itself.
+        """
         tiles_BHWC = np.stack([image.pixels_HWC for image in images])
         outputs = self.runtime.run(tiles_BHWC)
-        probabilities_BK = self._calibrated(outputs.logits_BK)
+        finite_B: NDArray[np.bool_] = np.all(np.isfinite(outputs.logits_BK), axis=1)
+        answered = list(itertools.compress(images, finite_B))
+        found = iter(self._answers(answered, tiles_BHWC[finite_B], Outputs(*(each[finite_B] for each in outputs))))
+        refused = refusal(
+            0, BadImage("not-finite: the network gives no number for this image; look at it, or choose another model")
+        )
+        return [next(found) if finite else refused for finite in finite_B]
+
+    def _answers(self, images: list[PreparedImage], tiles_BHWC: NDArray[np.uint8], outputs: Outputs) -> list[ImagePrediction]:
+        spec = self.bundle.spec
+        probabilities_BK = spec.calibration.apply(probabilities(outputs.logits_BK))
         checks = self._watched(tiles_BHWC, outputs.features_BF, probabilities_BK)
         chosen_B = decide(probabilities_BK, spec.classes, spec.operating_point)
         sets = self._sets(probabilities_BK)
@@ -125,12 +137,6 @@ class Predictor:
             )
             for index, image in enumerate(images)
         ]
-
-    def _calibrated(self, logits_BK: NDArray[np.float32]) -> NDArray[np.float64]:
-        probabilities_BK = self.bundle.spec.calibration.apply(probabilities(logits_BK))
-        if not np.isfinite(probabilities_BK).all():
-            raise BundleError(f"{self.bundle.reference}: gives a probability that is not finite; train or choose another model")
-        return probabilities_BK
 
     def _watched(
         self, tiles_BHWC: NDArray[np.uint8], features_BF: NDArray[np.float32], probabilities_BK: NDArray[np.float64]
@@ -154,9 +160,7 @@ class Predictor:
         return [tuple(itertools.compress(classes, row)) for row in rule.sets(probabilities_BK)]
 
 
-def in_order(
-    prepared: Sequence[PreparedImage | BadImage], predictions: Iterable[ImagePrediction], first: int = 0
-) -> list[Result]:
+def in_order(prepared: Sequence[PreparedImage | BadImage], predictions: Iterable[Result], first: int = 0) -> list[Result]:
     """Puts the predictions of the images that could be used back among the others, each numbered from ``first``."""
     coming = iter(predictions)
     return [

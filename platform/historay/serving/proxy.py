@@ -10,10 +10,12 @@ import socket
 import tempfile
 from pathlib import Path
 
-# Ray has HAProxy listen for metrics and statistics on all addresses, and lets every account of the machine command it.
+# Ray has HAProxy listen for metrics and statistics on all addresses, lets every account of the machine command it, and
+# gives a request's head an hour to arrive.
 _FENCED = """#!/bin/sh
 # Ray starts this as: -db -f FILE ...
-sed -i -E -e 's/^( *bind) \\*?:({ports})$/\\1 127.0.0.1:\\2/' -e 's/ mode 666 / mode 600 /' "$3"
+sed -i -E -e 's/^( *bind) \\*?:({ports})$/\\1 127.0.0.1:\\2/' -e 's/ mode 666 / mode 600 /' \\
+  -e '0,/timeout client/s/^( *)timeout client .*/&\\n\\1timeout http-request 20s/' "$3"
 exec {program} "$@"
 """
 
@@ -42,6 +44,8 @@ def use_haproxy() -> None:
         # A prediction asked twice does no harm: what a killed replica had taken, another answers, if it fits the buffer.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(2**17),
+        # Ray would wait an hour for a client that sends nothing more.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
         # A proxy that is not ready in thrice 5 s, Ray's default, is killed, and takes longer on a busy machine.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # The controller looks ten times a second whether something changed, which costs a twentieth of a core.

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from historay.errors import HistorayError
+from historay.errors import BundleError
 from historay.log import log_event
 from historay.models.bundle import load_bundle
 from historay.models.registry import resolve
@@ -11,6 +11,8 @@ from historay.serving.limits import RequestConfig
 from historay.serving.metrics import Metrics
 from historay.serving.service import Service, make_service
 from historay.storage import open_store
+
+_LAST_ANSWER_S = 5.0  # from a request's deadline to the last that is done for it
 
 
 class Replica:
@@ -37,21 +39,31 @@ class Replica:
         before, self._service, self._version = self._service, service, version
         if before is not None:
             log_event("model swapped", model=f"{name}@{version}")
-            threading.Timer(self._config.request_timeout_s, before.close).start()
+            threading.Timer(self._config.request_timeout_s + _LAST_ANSWER_S, before.close).start()
 
     def follow(self, poll_s: float) -> None:
         """Looks every ``poll_s`` seconds where the alias points, in a thread that ends with the process."""
         threading.Thread(target=self._follow, args=(poll_s,), name="follow-alias", daemon=True).start()
 
     def _follow(self, poll_s: float) -> None:
-        wanted = self._version
+        refused: str | None = None
         while True:
             time.sleep(poll_s)
             try:
-                name, found = resolve(self._store, self._model)
-                if found != wanted:
-                    wanted = found
-                    self.load(name, found)
-            # A lost bucket or a bad bundle must not end the thread: what answers goes on answering.
-            except (HistorayError, OSError) as error:
+                refused = self._look(refused)
+            # Whatever it is, a lost bucket or a full disk, the next look may succeed, and what answers goes on answering.
+            except Exception as error:
                 log_event("WARNING alias not followed", model=self._model, because=error)
+
+    def _look(self, refused: str | None) -> str | None:
+        """Loads what the alias names if that is neither loaded nor refused already; returns it if it is refused."""
+        name, found = resolve(self._store, self._model)
+        if found == refused:
+            return refused
+        if found != self._version:
+            try:
+                self.load(name, found)
+            except BundleError as error:
+                log_event("WARNING version refused", model=f"{name}@{found}", because=error)
+                return found
+        return None

@@ -1,6 +1,7 @@
 """What answers a request: the predictor of one replica with its threads, whatever carries the request here."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,9 @@ from historay.serving.drift import DriftMonitor, DriftSummary
 from historay.serving.limits import RequestConfig
 from historay.serving.metrics import Metrics
 from historay.serving.predictor import Predictor, PreparedImage, in_order
-from historay.serving.schema import ImagePrediction, ImageRefusal, ModelAnswer, PredictAnswer, RequestLimits, Result
+from historay.serving.schema import ImageRefusal, ModelAnswer, PredictAnswer, RequestLimits, Result
 
-_PARTS = 4  # batches in a part of a stream
+_AT_ONCE = 4  # images that a decoding thread takes on; of a request that was given up it takes no others
 _TOO_LARGE = {"too-many-bytes", "too-many-pixels"}
 _NOT_SUPPORTED = {"not-an-image", "cmyk", "16-bit", "unsupported-mode", "several-pages", "transparent"}
 
@@ -51,44 +52,64 @@ class Service:
 
     async def predict(self, images: list[bytes], request_id: str) -> PredictAnswer:
         """Answers for all images together; raises Refused if none of them can be used, or too many wait already."""
-        results = await self._results(images, 0)
+        results = await self._results(images)
         refused = [result for result in results if isinstance(result, ImageRefusal)]
         if len(refused) == len(results):
             raise _refused(refused)
         return self.answer(results, request_id)
 
-    async def stream(self, images: list[bytes]) -> AsyncIterator[list[Result]]:
-        """Yields the results in order, part by part, each as soon as it is known.
+    async def stream(self, images: list[bytes], deadline: float) -> AsyncIterator[list[Result]]:
+        """Yields the results in order, part by part, each as soon as it is known: a batch for each stream of the network.
 
-        Raises Refused, before anything is yielded, if too many tiles wait; later parts wait for their turn.
+        Raises Refused, before anything is yielded, if too many tiles wait; later parts wait for their turn. Raises
+        TimeoutError where some are not known by ``deadline``, in the event loop's time.
         """
-        size = _PARTS * self.config.max_batch
-        results = await self._results(images[:size], 0)
-        for first in range(size, len(images) + size, size):
+        size = self.config.max_batch * self.predictor.runtime.num_streams
+        results = await self._results(images[:size])
+        for first in range(size, len(images), size):
             # The next part is decoded and waits for the network while this one is on its way to the client.
             coming = asyncio.create_task(self._patiently(images[first : first + size], first))
             try:
                 yield results
-                results = await coming
+                async with asyncio.timeout_at(deadline):
+                    await asyncio.sleep(0)  # a client that reads slowly: after the deadline nothing new is begun for it
+                    results = await coming
             finally:
                 coming.cancel()
+        yield results
 
     async def _patiently(self, images: list[bytes], first: int) -> list[Result]:
+        prepared = await self._prepared(images)
         while True:
             try:
-                return await self._results(images, first)
-            except Refused:
+                return await self._answered(prepared, first)
+            except QueueFull:
                 await asyncio.sleep(0.05)
 
-    async def _results(self, images: list[bytes], first: int) -> list[Result]:
-        """One result per image, counted from ``first``."""
-        prepared = await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepared, images)
+    async def _results(self, images: list[bytes]) -> list[Result]:
+        """One result per image; raises Refused if too many tiles wait, as far as possible before anything is decoded."""
         try:
-            found = await self._batcher.run([image for image in prepared if isinstance(image, PreparedImage)])
+            self._batcher.check_room(len(images))
+            return await self._answered(await self._prepared(images), 0)
         except QueueFull:
             detail = f"{self.num_waiting} tiles wait already; try again in a moment"
             raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "busy", detail) from None
+
+    async def _answered(self, prepared: list[PreparedImage | BadImage], first: int) -> list[Result]:
+        """One result per image, counted from ``first``."""
+        found = await self._batcher.run([image for image in prepared if isinstance(image, PreparedImage)])
         return in_order(prepared, found, first)
+
+    async def _prepared(self, images: list[bytes]) -> list[PreparedImage | BadImage]:
+        """Decodes in all threads at once; what no thread has begun when the request is given up is never decoded."""
+        loop, started = asyncio.get_running_loop(), time.perf_counter()
+        chunks = [images[at : at + _AT_ONCE] for at in range(0, len(images), _AT_ONCE)]
+        found = await asyncio.gather(*(loop.run_in_executor(self._decoders, self._tried, chunk) for chunk in chunks))
+        self._metrics.observe_stage("decode", time.perf_counter() - started)
+        return list(itertools.chain(*found))
+
+    def _tried(self, images: list[bytes]) -> list[PreparedImage | BadImage]:
+        return [self.predictor.tried(data) for data in images]
 
     def answer(self, results: list[Result], request_id: str) -> PredictAnswer:
         """Puts results under what they are answers of."""
@@ -139,13 +160,7 @@ class Service:
             ),
         )
 
-    def _prepared(self, images: list[bytes]) -> list[PreparedImage | BadImage]:
-        started = time.perf_counter()
-        prepared = [self.predictor.tried(data) for data in images]
-        self._metrics.observe_stage("decode", time.perf_counter() - started)
-        return prepared
-
-    def _network_pass(self, images: list[PreparedImage]) -> list[ImagePrediction]:
+    def _network_pass(self, images: list[PreparedImage]) -> list[Result]:
         started = time.perf_counter()
         predictions = self.predictor.predictions(images)
         self._metrics.observe_stage("network", time.perf_counter() - started)
