@@ -286,6 +286,7 @@ def _auc_tally(name: str, ranking: _Ranking, group_n: NDArray[np.int64], num_gro
         counts.astype(np.float64),
         lambda sums_RD: {name: metrics.roc_auc_of_counts(sums_RD[:, :_NUM_BINS], sums_RD[:, _NUM_BINS:])},
         {name: float(exact)},
+        {name: [slice(0, _NUM_BINS), slice(_NUM_BINS, None)]},
     )
 
 
