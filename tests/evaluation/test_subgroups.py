@@ -72,6 +72,18 @@ def test_a_site_where_the_network_fails_is_named_and_no_other_column_is_blamed()
     assert not judged["magnification"].worst_differs
 
 
+def test_a_site_shown_to_be_worse_is_named_though_a_site_of_two_patients_ranks_below_it() -> None:
+    found = predictions(bad_site=2, num_patients=60)
+    assert found.patients is not None
+    assert found.sites is not None
+    two = np.isin(found.patients, np.unique(found.patients[found.sites == "Aa"])[:2])
+    noise = 1 - found.probabilities[:, 1]  # a mirror image: below any other site
+    positive = np.where(two, noise, found.probabilities[:, 1])
+    changed = {"sites": np.where(two, "Zz", found.sites), "probabilities": np.stack([1 - positive, positive], axis=1)}
+    site = column(Predictions(**{**vars(found), **changed}), "site")
+    assert (site.worst, site.worst_differs, site.worse) == ("Zz", False, ("Cc",))
+
+
 def test_where_all_groups_are_alike_one_is_blamed_in_at_most_5_of_100_columns() -> None:
     blamed = 0
     for seed in range(100):

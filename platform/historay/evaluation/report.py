@@ -212,10 +212,8 @@ def _of_groups(assessment: Assessment) -> list[Finding]:
         text = f"ERROR SLICES: on {num_slices} kinds of tiles the model errs more often than elsewhere"
         found.append(Finding(level="caution", text=text))
     for column in assessment.subgroups.columns:
-        if column.worst is not None and column.worst_differs:
-            text = (
-                f"WORSE SUBGROUP: {column.column} {column.worst} is worse than the rest in {column.criterion} (Holm-adjusted)"
-            )
+        for name in column.worse:
+            text = f"WORSE SUBGROUP: {column.column} {name} is worse than the rest in {column.criterion} (Holm-adjusted)"
             found.append(Finding(level="caution", text=text))
     return found
 

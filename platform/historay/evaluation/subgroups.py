@@ -60,6 +60,11 @@ class SubgroupColumn(_Result):
     worst: str | None  # None: fewer than two groups
     worst_differs: bool  # from the rest, at 5 % after Holm
 
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """Groups shown to be worse than the rest, at 5 % after Holm; a noisier one may rank below them."""
+        return tuple(group.name for group in self.groups if _is_worse(group))
+
 
 class PatientSpread(_Result):
     """How patients differ: quantiles over patients, none of whom is named."""
@@ -194,7 +199,6 @@ def _judge_column(case: _Case, column: str, value_N: NDArray[np.str_]) -> Subgro
         for name, member_N, found, gap, p in zip(names, members, own, gaps, adjusted, strict=True)
     ]
     ordered = sorted(groups, key=lambda group: (getattr(group, criterion).value, group.name))
-    p_worst = ordered[0].p_adjusted if len(ordered) > 1 else None
     return SubgroupColumn(
         column=column,
         criterion=criterion,
@@ -203,8 +207,12 @@ def _judge_column(case: _Case, column: str, value_N: NDArray[np.str_]) -> Subgro
         num_small=len(values) - len(names),
         num_unknown=int((~known_N).sum()),
         worst=ordered[0].name if len(ordered) > 1 else None,
-        worst_differs=p_worst is not None and p_worst < 1 - LEVEL,
+        worst_differs=len(ordered) > 1 and _is_worse(ordered[0]),
     )
+
+
+def _is_worse(group: Subgroup) -> bool:
+    return group.p_adjusted is not None and group.p_adjusted < 1 - LEVEL and (group.gap.value or 0.0) < 0
 
 
 def _own_figures(case: _Case, member_N: NDArray[np.bool_], level: float) -> dict[str, Estimate]:
