@@ -187,8 +187,8 @@ def calibration_section(
 
     event = "the class named is the true one" if positive is None else f"the tile is {raw.classes[positive]}"
     before = figures(raw.probabilities)
-    kept = choice.calibration.kind == "none"
-    after = before if kept else figures(choice.calibration.apply(raw.probabilities))
+    none_kept = choice.calibration.kind == "none"
+    after = before if none_kept else figures(choice.calibration.apply(raw.probabilities))
     return CalibrationSection(choice=choice, event=event, before=before, after=after)
 
 
@@ -224,7 +224,7 @@ def abstention_section(
 def probes(test: Predictions, features_NF: NDArray[np.float32], colours_NF: Floats, seed: int) -> tuple[OriginProbe, ...]:
     """Asks the model's features for the site and for the patient of each test tile, where these are known."""
     found = []
-    both = (features_NF.astype(np.float64), colours_NF)
+    both = (features_NF, colours_NF)
     if test.sites is not None:
         sites = [None if site == UNKNOWN else site for site in test.sites.tolist()]
         patients = None if test.patients is None else test.patients.tolist()

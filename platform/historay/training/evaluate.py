@@ -210,7 +210,8 @@ def _log(reference: str, report: Report) -> None:
     log_event(
         "evaluate done",
         model=reference,
-        **{name: report.headline[name].value for name in ("roc_auc", "accuracy")},
+        tile_roc_auc=report.headline["roc_auc"].value,
+        tile_accuracy=report.headline["accuracy"].value,
         best_shortcut=best,
         gain=report.shortcuts.gains[best].value if best else None,
         findings=len(report.findings),
