@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from historay.evaluation.assessment import Assessment
 from historay.evaluation.checklist import Facts, Row, fill
+from historay.evaluation.conformal import promised_coverage
 from historay.evaluation.flow import Flow
 from historay.evaluation.intervals import LEVEL, METHOD, Estimate, Unit
 from historay.evaluation.operating_point import OperatingPoint
@@ -195,10 +196,11 @@ def _of_calibration(assessment: Assessment) -> list[Finding]:
 
 def _of_abstention(assessment: Assessment) -> list[Finding]:
     section, found = assessment.abstention, []
-    rule, coverage = section.rules[section.shipped], section.sets[section.shipped]["coverage"]
-    if coverage.high is not None and coverage.high < 1 - rule.alpha:
-        text = f"PREDICTION SETS FAIL: {coverage.value:.3f} of them hold the true class; {1 - rule.alpha:g} was promised"
-        found.append(Finding(level="caution", text=text))
+    rule = section.rules[section.shipped]
+    for group, coverage in promised_coverage(rule, section.sets[section.shipped]).items():
+        if coverage.high is not None and coverage.high < 1 - rule.alpha:
+            held = f"of {group} tiles {coverage.value:.3f} of them hold the true class"
+            found.append(Finding(level="caution", text=f"PREDICTION SETS FAIL: {held}; {1 - rule.alpha:g} was promised"))
     if any(threshold.score is None for threshold in rule.thresholds):
         found.append(Finding(level="note", text=f"PREDICTION SETS SAY LITTLE: {rule.guarantee}"))
     if section.selective.threshold is None:
