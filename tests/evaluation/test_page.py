@@ -4,11 +4,14 @@ import json
 import re
 
 import pytest
+from bundles import PROBES, SPEC, network
 
 from historay.evaluation.assessment import Assessment
 from historay.evaluation.comparison import Judged, compare
 from historay.evaluation.page import render_comparison
 from historay.evaluation.report import Report
+from historay.models.bundle import CARD, bundle_prefix, save_bundle
+from historay.storage import LocalStore
 
 
 def test_the_page_loads_nothing_from_anywhere(page: str) -> None:
@@ -58,6 +61,22 @@ def test_the_checklists_are_filled_from_facts_and_blank_elsewhere(report: Report
     answered = [row for row in report.checklist if row.answer]
     assert 10 < len(answered) < len(report.checklist)
     assert "to be filled by the authors" in page
+    of_claim = {row.item: str(row.answer) for row in report.checklist if row.guideline == "CLAIM"}
+    of_tripod = {row.item: str(row.answer) for row in report.checklist if row.guideline == "TRIPOD+AI"}
+    assert "a single network looks at each tile once" in of_claim["27"]
+    assert "clusters of tiles by the model's own features" in of_claim["39"]
+    assert re.search(r"ROC-AUC by site: site-0 0\.\d{3} .*; ROC-AUC by scanner: scanner-", of_tripod["23b"])
+
+
+def test_the_model_card_says_what_spoiling_costs_where_it_was_measured(report: Report, store: LocalStore) -> None:
+    cards = {}
+    for judged in (report, report.model_copy(update={"robustness": None})):
+        version = save_bundle(store, SPEC, network(), {"report.json": judged.model_dump_json().encode()}, PROBES)
+        cards[judged.robustness is None] = store.read(f"{bundle_prefix('demo', version)}/{CARD}").decode()
+    assert report.robustness is not None
+    (blur,) = report.robustness.curves
+    assert f"| {blur.title} | {blur.parameter}: {blur.points[2].level:g} | {blur.points[2].loss.value:.3f} (" in cards[False]
+    assert "severities" not in cards[True]
 
 
 def test_a_comparison_shows_both_models_and_their_difference(assessment: Assessment) -> None:

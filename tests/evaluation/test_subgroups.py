@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from historay.evaluation.operating_point import OperatingPoint
 from historay.evaluation.predictions import Predictions
@@ -192,6 +193,10 @@ def test_no_patient_is_named_anywhere_and_the_spread_is_numpys() -> None:
     assert judged.patients.accuracy is not None
     assert list(judged.patients.accuracy.values()) == pytest.approx(np.quantile(by_patient, QUANTILES))
     assert judged.patients.tiles["0.5"] == 40
+    assert judged.patients.worst is not None
+    expected = proportion_confint(round(min(by_patient) * 40), 40, alpha=0.05 / 40, method="wilson")
+    assert judged.patients.worst.value == min(by_patient)
+    assert (judged.patients.worst.low, judged.patients.worst.high) == pytest.approx(expected)
 
 
 def test_without_patients_tiles_are_drawn_and_the_spread_is_absent() -> None:
@@ -203,7 +208,7 @@ def test_without_patients_tiles_are_drawn_and_the_spread_is_absent() -> None:
 def test_patients_of_few_tiles_have_no_accuracy() -> None:
     spread = judge_subgroups(predictions(tiles=9), POINT, {}, 100, 0).patients
     assert spread is not None
-    assert (spread.num_patients, spread.num_judged, spread.accuracy) == (40, 0, None)
+    assert (spread.num_patients, spread.num_judged, spread.accuracy, spread.worst) == (40, 0, None, None)
 
 
 def test_the_order_of_the_tiles_does_not_matter() -> None:

@@ -19,6 +19,12 @@ from historay.evaluation.subgroups import SubgroupColumn, SubgroupJudgement
 DISCLAIMER = "Research software: not a medical device. Not for diagnosis, nor for any decision about a patient."
 FORMAT = 2
 _FEW_UNITS = 10
+_CRITERIA = {"roc_auc": "ROC-AUC", "accuracy": "accuracy"}
+_SAID_ELSEWHERE = {"augment", "averaging", "class_weights", "monitor"}
+_ENSEMBLING = {
+    "none": "none, a single network looks at each tile once",
+    "d4": "none, a single network; its logits are averaged over the 8 turns and mirror images of a tile",
+}
 
 
 class _Part(BaseModel):
@@ -250,10 +256,11 @@ def facts_of(report: Report) -> Facts:
         num_parameters=p.num_parameters,
         weights_sha256=p.weights_sha256,
         initialisation="random weights, nothing pretrained",
-        training={name: value for name, value in p.settings.items() if name not in {"augment", "class_weights", "monitor"}},
+        training={name: value for name, value in p.settings.items() if name not in _SAID_ELSEWHERE},
         class_weights=p.settings.get("class_weights"),
         selection=f"the epoch with the best {p.settings['monitor']} on validation" if "monitor" in p.settings else None,
         candidates="; ".join(p.notes) or None,
+        ensembling=_ENSEMBLING.get(p.settings.get("averaging", "")),
         versions=p.versions,
         metrics={name: figure.in_words() for name, figure in report.headline.items()},
         intervals=f"{report.intervals.method}; {report.intervals.num_resamples:,} resamples of {report.intervals.unit}s",
@@ -262,8 +269,10 @@ def facts_of(report: Report) -> Facts:
         abstention=f"prediction sets: {shipped.guarantee}",
         shortcuts=report.shortcuts.verdict.sentence,
         subgroups="; ".join(f"by {name}, worst {column.worst or 'unknown'}" for name, column in columns.items()) or None,
+        heterogeneity="; ".join(_column_in_words(columns[name]) for name in ("site", "scanner") if name in columns) or None,
         robustness=_robustness_in_words(report.robustness),
         explanation="Grad-CAM of example tiles",
+        failures=_slices_in_words(report.slices, report.classes),
         warnings=tuple(finding.text for finding in report.findings if finding.level != "note"),
         disclaimer=report.disclaimer,
     )
@@ -277,6 +286,21 @@ def _preprocessing(p: Provenance) -> str:
 
 def _group_names(column: SubgroupColumn | None) -> tuple[str, ...] | None:
     return tuple(group.name for group in column.groups) if column and column.groups else None
+
+
+def _column_in_words(column: SubgroupColumn) -> str:
+    groups = ", ".join(f"{group.name} {getattr(group, column.criterion).in_words()}" for group in column.groups)
+    return f"{_CRITERIA[column.criterion]} by {column.column}: {groups}"
+
+
+def _slices_in_words(search: SliceSearch, classes: tuple[str, ...]) -> str:
+    found = [
+        f"{one.num_tiles} tiles with an error rate of {one.error_rate.in_words()}, most often {classes[one.mistake[0]]} called "
+        f"{classes[one.mistake[1]]}"
+        for one in search.slices
+    ]
+    which = f"these err more than the rest: {'; '.join(found)}" if found else "none errs more than the rest"
+    return f"of {search.num_tested} clusters of tiles by the model's own features, {which}"
 
 
 def _robustness_in_words(robustness: Robustness | None) -> str | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from historay.evaluation import metrics
-from historay.evaluation.intervals import LEVEL, Estimate, Named, Tally, draw, estimate, mean_tally, units_of
+from historay.evaluation.intervals import LEVEL, Estimate, Named, Tally, draw, estimate, mean_tally, units_of, wilson
 from historay.evaluation.metrics import Floats
 from historay.evaluation.operating_point import OperatingPoint, decide
 from historay.evaluation.predictions import UNKNOWN, Predictions
@@ -73,6 +73,7 @@ class PatientSpread(_Result):
     tiles: dict[str, float]  # tiles of a patient, by quantile such as ``0.5``
     num_judged: int  # patients of at least 10 tiles
     accuracy: dict[str, float] | None  # of the judged, by quantile; None: nobody has 10 tiles
+    worst: Estimate | None = None  # the lowest accuracy of the judged; None: nobody was judged, or it was not yet kept
 
 
 class SubgroupJudgement(_Result):
@@ -155,6 +156,7 @@ def patient_spread(patients: NDArray[np.str_], right_N: NDArray[np.bool_]) -> Pa
         tiles=_quantiles(num_tiles),
         num_judged=len(judged),
         accuracy=_quantiles(judged) if len(judged) else None,
+        worst=_worst_patient(judged, num_tiles[num_tiles >= MIN_PATIENT_TILES]) if len(judged) else None,
     )
 
 
@@ -209,6 +211,15 @@ def _judge_column(case: _Case, column: str, value_N: NDArray[np.str_]) -> Subgro
         worst=ordered[0].name if len(ordered) > 1 else None,
         worst_differs=len(ordered) > 1 and _is_worse(ordered[0]),
     )
+
+
+def _worst_patient(accuracy_P: Floats, num_tiles_P: NDArray[np.int64]) -> Estimate:
+    """Wilson's interval at a level at which those of all patients hold together, as the worst of many is bad by chance."""
+    row, level = int(accuracy_P.argmin()), 1 - (1 - LEVEL) / len(accuracy_P)
+    value, num = float(accuracy_P[row]), int(num_tiles_P[row])
+    low, high = wilson(value * num, num, level)
+    reason = f"Wilson's interval over {num} tiles at {100 * level:.3g} %: it holds for all {len(accuracy_P)} patients together"
+    return Estimate(value=value, low=low, high=high, reason=reason)
 
 
 def _is_worse(group: Subgroup) -> bool:

@@ -169,7 +169,8 @@ def _provenance(config: EvaluateConfig, record: RunRecord, model: nn.Module, dat
         num_steps=record.num_steps,
         num_workers=record.world_size,
         training_seconds=sum(line["epoch_seconds"] for line in history),
-        settings={name: str(record.config[name]) for name in _SETTINGS if record.config.get(name) is not None},
+        settings={name: str(record.config[name]) for name in _SETTINGS if record.config.get(name) is not None}
+        | {"averaging": config.averaging},
         input_px=record.preprocessing.input_px,
         mpp=record.mpp,
         machine=f"{platform.machine()}, {platform.system()}",
