@@ -1,4 +1,4 @@
-"""Compares an endpoint's answers with what the evaluation wrote of the same test tiles; exits 1 if they differ."""
+"""Compares an endpoint's answers with what that model's evaluation wrote of the same test tiles; exits 1 if they differ."""
 
 import io
 import sys
@@ -6,17 +6,17 @@ import sys
 import pyarrow.parquet as pq
 
 from historay.data.dataset import open_dataset
-from historay.evaluation.predictions import Predictions
+from historay.models.registry import resolve
 from historay.serving.client import Client
 from historay.serving.schema import ImagePrediction
 from historay.storage import open_store
+from historay.training.run import read_test_predictions
 
 if __name__ == "__main__":
-    store, run, url = open_store(sys.argv[1]), sys.argv[2], sys.argv[3]
-    predictions = Predictions.from_parquet(store.read(f"runs/{run}/predictions-test.parquet"))
-    rows = {tile: row for row, tile in enumerate(predictions.tile_ids.tolist())}
-    client = Client(url)
+    store, client = open_store(sys.argv[1]), Client(sys.argv[2])
     model = client.model()
+    predictions = read_test_predictions(store, *resolve(store, model.model))
+    rows = {tile: row for row, tile in enumerate(predictions.tile_ids.tolist())}
     dataset = open_dataset(store, model.dataset)
     shard = pq.read_table(io.BytesIO(store.read(dataset.shard_keys("test")[0])), columns=["tile_id", "bytes"]).slice(0, 60)
     results = zip(shard["tile_id"].to_pylist(), client.predict(shard["bytes"].to_pylist()).results, strict=True)

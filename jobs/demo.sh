@@ -28,7 +28,7 @@ for _ in $(seq 120); do
 done
 
 step historay predict demo/tiles/images --limit 4 --url "http://127.0.0.1:$port"
-step python jobs/check_served.py demo/store demo "http://127.0.0.1:$port"
+step python jobs/check_served.py demo/store "http://127.0.0.1:$port"
 
 cat <<DONE
 

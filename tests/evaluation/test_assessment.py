@@ -54,6 +54,24 @@ def test_a_site_where_the_model_fails_is_named_worst() -> None:
     assert column.worst == "site-0"
 
 
+def test_sets_that_fail_one_class_alone_are_found_though_all_tiles_together_are_covered_as_promised() -> None:
+    """A fifth of the few tumours of test look like normal tissue, and normal tissue is easier than in validation."""
+    test = cohort(1)
+    said, rng = test.predictions, np.random.default_rng(0)
+    kept = (said.labels == 0) | (rng.random(len(said.labels)) < 0.3)
+    hidden = (said.labels == 1) & (rng.random(len(said.labels)) < 0.2)
+    easier = np.where(said.labels == 0, np.minimum(said.probabilities[:, 1], 0.3), said.probabilities[:, 1])
+    positive = np.where(hidden, 0.001, easier)
+    changed = said.with_probabilities(np.stack([1 - positive, positive], axis=1))
+    parts = {name: value[kept] for name, value in test._asdict().items() if isinstance(value, np.ndarray)}
+    few = test._replace(predictions=changed.at(kept), shortcuts={k: v[kept] for k, v in test.shortcuts.items()}, **parts)
+    assessment = assess(cohort(0).predictions, few, POLICY)
+    assert (assessment.abstention.sets["class"]["coverage"].high or 0) > 0.9
+    failed = [finding.text for finding in find(assessment, provenance(), (), None) if "SETS FAIL" in finding.text]
+    assert len(failed) == 1
+    assert failed[0].startswith("PREDICTION SETS FAIL: of class tumour tiles 0.")
+
+
 def test_an_accepted_leak_and_a_note_stand_in_the_findings() -> None:
     found = findings(judged(), accepted_leaks=("near-duplicate",), notes=("12 candidates were compared",))
     assert found[0] == "alarm LEAKS ACCEPTED"

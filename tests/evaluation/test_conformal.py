@@ -1,5 +1,7 @@
 """The sets hold the true class as often as promised, for tiles of new patients too, and agree with crepes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -7,7 +9,9 @@ from crepes import ConformalClassifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pcam import read_pcam
 
+from historay.data.decode import decode_tile
 from historay.errors import DataError
 from historay.evaluation.conformal import (
     ConformalRule,
@@ -20,9 +24,11 @@ from historay.evaluation.conformal import (
 )
 from historay.evaluation.intervals import draw, units_of
 from historay.evaluation.predictions import Predictions
+from historay.evaluation.shortcut import Baseline, colour_histograms, fit_baseline
 
 KINDS: tuple[Kind, ...] = ("marginal", "class", "site")
 NUM_COHORTS = 2000
+PCAM_HELD_OUT = {"valid": 1500, "test": 1000}  # tiles a class
 
 
 def tiles(
@@ -296,3 +302,28 @@ def test_without_patients_their_mean_is_null_and_says_so() -> None:
     found = judge_sets(rule, test, units_of(None, 120, 0), 20, 0)["coverage_mean_of_patients"]
     assert found.value is None
     assert found.reason == "patients are unknown, so no mean over them exists"
+
+
+def told_by_colour(model: Baseline, images: list[bytes], labels: NDArray[np.int64]) -> Predictions:
+    histograms = colour_histograms(np.stack([decode_tile(image) for image in images]))
+    return Predictions(np.arange(len(labels)).astype(str), labels, model.probabilities(histograms), None, ("normal", "tumour"))
+
+
+def test_on_real_held_out_tiles_the_sets_hold_the_true_class_as_often_as_promised(pcam_source: Path) -> None:
+    """Fitted on half of PCam's validation; the other half is exchangeable with it, the test split comes from other slides."""
+    images, labels = read_pcam(pcam_source, "train", 1000)
+    model = fit_baseline(colour_histograms(np.stack([decode_tile(image) for image in images])), labels, 2)
+    validation, test = (told_by_colour(model, *read_pcam(pcam_source, split, num)) for split, num in PCAM_HELD_OUT.items())
+    generator = np.random.default_rng(0)
+    for kind in KINDS[:2]:
+        held: dict[str, list[float]] = {"other half": [], "test": []}
+        for _ in range(40):
+            order = generator.permutation(len(validation.labels))
+            fitted, other = validation.at(order[::2]), validation.at(order[1::2])
+            rule = fit_conformal(fitted, 0.1, kind)
+            for name, judged in {"other half": other, "test": test}.items():
+                covered = rule.sets(judged.probabilities)[np.arange(len(judged.labels)), judged.labels]
+                held[name].append(float(covered.mean()))
+        # One split of 1,500 and 1,500 tiles has a spread of 0.011, the mean of 40 one of 0.002.
+        assert np.mean(held["other half"]) == pytest.approx(0.9, abs=0.006)
+        assert np.mean(held["test"]) == pytest.approx(0.9, abs=0.02)

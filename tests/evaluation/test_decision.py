@@ -13,7 +13,10 @@ from historay.evaluation.decision import (
     move_prevalence,
     predictive_values,
 )
-from historay.evaluation.intervals import draw, estimate, units_of
+from historay.evaluation.intervals import Resampling, draw, estimate, units_of, wilson
+from historay.evaluation.operating_point import OperatingPoint
+from historay.evaluation.predictions import Predictions
+from historay.evaluation.sections import decision_section
 
 rates = st.floats(0.01, 0.99)
 
@@ -91,3 +94,24 @@ def test_moved_probabilities_of_a_calibrated_model_are_calibrated_at_the_other_p
 def test_moving_there_and_back_changes_nothing(probability: float, here: float, there: float) -> None:
     moved = move_prevalence(np.array([probability]), here, there)
     assert move_prevalence(moved, there, here)[0] == pytest.approx(probability, abs=1e-9)
+
+
+def test_no_false_alarm_among_eight_patients_promises_little_where_positives_are_rare() -> None:
+    """Wilson's bound is of the specificity; at a prevalence of 1 % it is far below that of the predictive value itself."""
+    patient = np.repeat(np.arange(16), 10)
+    labels = np.repeat(np.arange(16) % 2, 10)
+    positive_N = np.where((labels == 1) & (np.arange(160) % 10 > 0), 0.9, 0.1)
+    test = Predictions(
+        tile_ids=np.arange(160).astype(str),
+        labels=labels,
+        probabilities=np.column_stack([1 - positive_N, positive_N]),
+        patients=patient.astype(str),
+        classes=("normal", "tumour"),
+    )
+    point = OperatingPoint(positive_class="tumour", threshold=0.5, rule="a test")
+    found = decision_section(test, point, 0.5, 0.01, Resampling(units_of(test.patients, 160, 0), 200, 0))
+    ppv = next(row.ppv for row in found.predictive if row.prevalence == 0.01)
+    specificity = wilson(8, 8)[0]
+    assert ppv.value == 1.0
+    assert ppv.low == pytest.approx(0.01 * 0.9 / (0.01 * 0.9 + 0.99 * (1 - specificity)))
+    assert ppv.reason == "from Wilson's bounds of its parts"

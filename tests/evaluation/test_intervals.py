@@ -24,6 +24,7 @@ from historay.evaluation.intervals import (
     units_of,
     wilson,
 )
+from historay.evaluation.weighting import weighted_means_tally
 
 Cohort = tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.str_]]
 
@@ -195,3 +196,34 @@ def test_a_hundred_thousand_predictions_bear_ten_thousand_resamples() -> None:
     units = units_of(None, 100_000, 0)
     found = estimate([auc_tally("auc", positive, score, units)], units, 10_000, 0)["auc"]
     assert width(found) == pytest.approx(width(auc_by_delong(positive, score)), rel=0.06)
+
+
+@pytest.mark.parametrize("num_bearing", [4, 6, 8, 12])
+def test_a_perfect_figure_is_as_unsure_as_the_patients_that_bear_it_are_few(num_bearing: int) -> None:
+    """60 patients, of whom only some have positives, all found: draws without any of those are undefined."""
+    patient = np.repeat(np.arange(60), 10)
+    positive = patient < num_bearing
+    right = positive | (np.random.default_rng(0).random(600) < 0.9)
+    units = units_of(patient.astype(str), 600, 0)
+    means = weighted_means_tally({"weighted": (right, positive * 0.5)}, units)
+    found = estimate([mean_tally("sensitivity", right, units, positive), means], units, 2000, 0)
+    for name in ("sensitivity", "weighted"):
+        assert (found[name].value, found[name].low) == (1.0, pytest.approx(wilson(num_bearing, num_bearing)[0]))
+        assert found[name].reason == f"Wilson's bound over {num_bearing} patients"
+
+
+def test_a_perfect_ranking_is_as_unsure_as_the_rarer_class_and_so_is_a_mean_over_classes() -> None:
+    """One class of 5 patients, one of 20, told apart without error; each patient has tiles of one class alone."""
+    patient = np.repeat(np.arange(25), 4)
+    positive = patient < 5
+    units = units_of(patient.astype(str), 100, 0)
+    tallies = [auc_tally(name, positive, positive.astype(float), units) for name in ("one", "other")]
+
+    def derive(named: Named) -> Named:
+        return {"mean": (named["one"] + named["other"]) / 2, "difference": named["one"] - named["other"]}
+
+    found = estimate(tallies, units, 1000, 0, derive)
+    least = wilson(5, 5)[0]
+    assert (found["one"].low, found["one"].high) == (pytest.approx(least), 1.0)
+    assert (found["mean"].low, found["mean"].high) == (pytest.approx(least), 1.0)
+    assert (found["difference"].low, found["difference"].high) == (0.0, 0.0)

@@ -3,46 +3,15 @@
 import json
 import re
 
-import numpy as np
 import pytest
-from evidence import cohort, flow, provenance
+from bundles import PROBES, SPEC, network
 
-from historay.evaluation.assessment import Assessment, Policy, assess
+from historay.evaluation.assessment import Assessment
 from historay.evaluation.comparison import Judged, compare
-from historay.evaluation.examples import describe, pick_examples
-from historay.evaluation.page import Pictures, render_comparison, render_report
-from historay.evaluation.report import Report, make_report
-from historay.evaluation.robustness import judge_robustness
-
-HISTORY = [
-    {"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 1.1 / epoch, "val_auc": 1 - 0.4 / epoch} for epoch in (1, 2, 3)
-]
-TILE = np.full((32, 32, 3), 200, np.uint8)
-
-
-@pytest.fixture(scope="module")
-def assessment() -> Assessment:
-    return assess(cohort(0).predictions, cohort(1, shortcut=3.0, bad_site=3.0), Policy(num_resamples=200, prevalence=0.02))
-
-
-@pytest.fixture(scope="module")
-def report(assessment: Assessment) -> Report:
-    rows = np.arange(300)
-    clean = assessment.test.at(rows)
-    spoilt = {"blur": dict.fromkeys(range(1, 6), clean.probabilities[:, ::-1])}
-    robustness = judge_robustness(clean, spoilt, [1], num_resamples=100, seed=0)
-    return make_report(
-        assessment, provenance(leaks=("slide: 2 pairs across test and train",)), flow(), ("tumour: site",), robustness
-    )
-
-
-@pytest.fixture(scope="module")
-def page(assessment: Assessment, report: Report) -> str:
-    test, predicted = assessment.test, assessment.judgement.predicted
-    rows = pick_examples(test, predicted, assessment.confidence_N)
-    examples = {title: [describe(test, predicted, int(row), TILE, TILE) for row in chosen] for title, chosen in rows.items()}
-    slices = [examples["Errors, the surest"][:3] for _ in report.slices.slices]
-    return render_report(report, test, HISTORY, Pictures(examples, slices))
+from historay.evaluation.page import render_comparison
+from historay.evaluation.report import Report
+from historay.models.bundle import CARD, bundle_prefix, save_bundle
+from historay.storage import LocalStore
 
 
 def test_the_page_loads_nothing_from_anywhere(page: str) -> None:
@@ -92,6 +61,22 @@ def test_the_checklists_are_filled_from_facts_and_blank_elsewhere(report: Report
     answered = [row for row in report.checklist if row.answer]
     assert 10 < len(answered) < len(report.checklist)
     assert "to be filled by the authors" in page
+    of_claim = {row.item: str(row.answer) for row in report.checklist if row.guideline == "CLAIM"}
+    of_tripod = {row.item: str(row.answer) for row in report.checklist if row.guideline == "TRIPOD+AI"}
+    assert "a single network looks at each tile once" in of_claim["27"]
+    assert "clusters of tiles by the model's own features" in of_claim["39"]
+    assert re.search(r"ROC-AUC by site: site-0 0\.\d{3} .*; ROC-AUC by scanner: scanner-", of_tripod["23b"])
+
+
+def test_the_model_card_says_what_spoiling_costs_where_it_was_measured(report: Report, store: LocalStore) -> None:
+    cards = {}
+    for judged in (report, report.model_copy(update={"robustness": None})):
+        version = save_bundle(store, SPEC, network(), {"report.json": judged.model_dump_json().encode()}, PROBES)
+        cards[judged.robustness is None] = store.read(f"{bundle_prefix('demo', version)}/{CARD}").decode()
+    assert report.robustness is not None
+    (blur,) = report.robustness.curves
+    assert f"| {blur.title} | {blur.parameter}: {blur.points[2].level:g} | {blur.points[2].loss.value:.3f} (" in cards[False]
+    assert "severities" not in cards[True]
 
 
 def test_a_comparison_shows_both_models_and_their_difference(assessment: Assessment) -> None:

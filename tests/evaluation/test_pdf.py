@@ -3,7 +3,10 @@
 import io
 import logging
 import os
+import re
+from html import unescape
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from pypdf import PdfReader
@@ -13,6 +16,11 @@ from historay.evaluation.pdf import find_browser, print_pdf
 PAGE = b"""<!doctype html><html><head><meta charset="utf-8"><title>Report</title><style>@page { size: A4 }</style></head><body>
 <p>first page</p><svg width="200" height="30"><text y="20">a vector label</text></svg>
 <p style="break-before: page">second page</p></body></html>"""
+
+
+def letters(text: str) -> str:
+    """Without white space, and ligatures taken apart: a font may print "fi" as one sign."""
+    return "".join(normalize("NFKC", text).split())
 
 
 @pytest.fixture
@@ -31,6 +39,19 @@ def test_a_page_prints_with_its_page_breaks_and_no_header(browser: str) -> None:
     assert len(pages) == 2
     assert pages[0].split() == ["first", "page", "a", "vector", "label"]  # neither date, title, URL nor page number
     assert pages[1].split() == ["second", "page"]
+
+
+@pytest.mark.browser
+def test_a_whole_report_prints_with_every_cell_of_every_table_inside_its_pages(browser: str, page: str) -> None:
+    """What is cut off at the edge of the paper is not in the PDF."""
+    pdf = print_pdf(page.encode())
+    assert pdf is not None
+    reader = PdfReader(io.BytesIO(pdf))
+    assert 8 <= len(reader.pages) <= 40
+    printed = letters("".join(found.extract_text() for found in reader.pages))
+    cells = [unescape(re.sub(r"<[^>]+>", "", cell)) for cell in re.findall(r"<t[dh]\b[^>]*>(.*?)</t[dh]>", page, re.DOTALL)]
+    assert len(cells) > 300
+    assert [cell for cell in cells if letters(cell) not in printed] == []
 
 
 @pytest.mark.browser

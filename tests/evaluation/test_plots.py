@@ -29,6 +29,7 @@ from historay.evaluation.plots_trust import (
 SVG = "{http://www.w3.org/2000/svg}"
 NINE = tuple(f"class {k} of a long & <odd> name, costs $5 to $10" for k in range(9))
 NOTHING = np.full(5, np.nan)
+THRESHOLDS = np.linspace(0.01, 0.99, 99)
 
 
 def tiles_of_one_class() -> tuple[np.ndarray, Floats]:
@@ -71,7 +72,8 @@ FIGURES: dict[str, Callable[[], str]] = {
     "reliability": lambda: reliability_svg({"before": reliability_bins(15), "after": reliability_bins(10)}, "tumour"),
     "reliability of one bin": lambda: reliability_svg({"before": reliability_bins(1)}, "tumour"),
     "reliability undefined": lambda: reliability_svg({"before": UNDEFINED}, "tumour"),
-    "decision curve": lambda: decision_curve_svg(np.linspace(0.01, 0.99, 99), {"model": np.linspace(0.4, 0, 99)}, 2000),
+    "decision curve": lambda: decision_curve_svg(THRESHOLDS, {"model": 0.4 - THRESHOLDS}, 2000, (-THRESHOLDS, 1 - THRESHOLDS)),
+    "decision curve without an interval": lambda: decision_curve_svg(THRESHOLDS, {"model": 0.4 - THRESHOLDS}, 2000),
     "decision curve undefined": lambda: decision_curve_svg(np.linspace(0.1, 0.9, 5), {"model": NOTHING}, 1),
     "risk and coverage": lambda: risk_coverage_svg(np.linspace(0.1, 1, 99), np.linspace(0, 0.2, 99), 2000, (0.8, 0.1)),
     "risk without an error": lambda: risk_coverage_svg(np.linspace(0.1, 1, 99), np.zeros(99), 2000),
@@ -197,3 +199,9 @@ def test_a_long_name_is_cut_to_its_ends(name: str, num_letters: int) -> None:
     cut = short(name, num_letters)
     assert len(cut) <= num_letters
     assert cut == name if len(name) <= num_letters else (cut[0], cut[-1]) == (name[0], name[-1])
+
+
+def test_the_bands_of_calibration_and_net_benefit_are_drawn_and_named() -> None:
+    assert "95 % band if calibrated" in words(FIGURES["reliability"]())
+    assert "95 % interval" in words(FIGURES["decision curve"]())
+    assert "95 % interval" not in words(FIGURES["decision curve without an interval"]())

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import encoded, texture
 from numpy.typing import NDArray
+from pcam import read_pcam
 from scipy import ndimage
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
@@ -40,9 +41,8 @@ class Tiles(NamedTuple):
 
 
 def pcam(folder: Path, split: str, num_per_class: int) -> Tiles:
-    manifest = pd.read_csv(folder / "manifest.csv")
-    rows = manifest[(manifest["split"] == split) & (manifest["rank"] < num_per_class)]
-    return Tiles([(folder / path).read_bytes() for path in rows["path"]], rows["label"].to_numpy(), [None] * len(rows), None)
+    images, labels = read_pcam(folder, split, num_per_class)
+    return Tiles(images, labels, [None] * len(labels), None)
 
 
 def saved_again(tiles: Tiles, quality_of_class: dict[int, int]) -> Tiles:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from historay.evaluation.operating_point import OperatingPoint
 from historay.evaluation.predictions import Predictions
@@ -70,6 +71,18 @@ def test_a_site_where_the_network_fails_is_named_and_no_other_column_is_blamed()
     assert judged["scanner"].worst is not None
     assert not judged["scanner"].worst_differs
     assert not judged["magnification"].worst_differs
+
+
+def test_a_site_shown_to_be_worse_is_named_though_a_site_of_two_patients_ranks_below_it() -> None:
+    found = predictions(bad_site=2, num_patients=60)
+    assert found.patients is not None
+    assert found.sites is not None
+    two = np.isin(found.patients, np.unique(found.patients[found.sites == "Aa"])[:2])
+    noise = 1 - found.probabilities[:, 1]  # a mirror image: below any other site
+    positive = np.where(two, noise, found.probabilities[:, 1])
+    changed = {"sites": np.where(two, "Zz", found.sites), "probabilities": np.stack([1 - positive, positive], axis=1)}
+    site = column(Predictions(**{**vars(found), **changed}), "site")
+    assert (site.worst, site.worst_differs, site.worse) == ("Zz", False, ("Cc",))
 
 
 def test_where_all_groups_are_alike_one_is_blamed_in_at_most_5_of_100_columns() -> None:
@@ -180,6 +193,10 @@ def test_no_patient_is_named_anywhere_and_the_spread_is_numpys() -> None:
     assert judged.patients.accuracy is not None
     assert list(judged.patients.accuracy.values()) == pytest.approx(np.quantile(by_patient, QUANTILES))
     assert judged.patients.tiles["0.5"] == 40
+    assert judged.patients.worst is not None
+    expected = proportion_confint(round(min(by_patient) * 40), 40, alpha=0.05 / 40, method="wilson")
+    assert judged.patients.worst.value == min(by_patient)
+    assert (judged.patients.worst.low, judged.patients.worst.high) == pytest.approx(expected)
 
 
 def test_without_patients_tiles_are_drawn_and_the_spread_is_absent() -> None:
@@ -191,7 +208,7 @@ def test_without_patients_tiles_are_drawn_and_the_spread_is_absent() -> None:
 def test_patients_of_few_tiles_have_no_accuracy() -> None:
     spread = judge_subgroups(predictions(tiles=9), POINT, {}, 100, 0).patients
     assert spread is not None
-    assert (spread.num_patients, spread.num_judged, spread.accuracy) == (40, 0, None)
+    assert (spread.num_patients, spread.num_judged, spread.accuracy, spread.worst) == (40, 0, None, None)
 
 
 def test_the_order_of_the_tiles_does_not_matter() -> None:

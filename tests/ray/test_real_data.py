@@ -45,7 +45,7 @@ def test_pcam_trains_a_resnet18_with_two_workers_and_is_served_as_it_was_evaluat
         with (tmp_path / "serve.log").open("wb") as log, Client(url, num_retries=0) as client:
             server = subprocess.Popen(command, env=environment(tmp_path), cwd=tmp_path, stderr=log)
             wait_until(client.is_ready, 600, "the endpoint's start")
-            check = [sys.executable, JOBS / "check_served.py", "historay-store", "pcam-resnet18", url]
+            check = [sys.executable, JOBS / "check_served.py", "historay-store", url]
             checked = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
             server.terminate()
             assert server.wait(timeout=300) == 0

@@ -66,8 +66,8 @@ def test_the_winner_alone_is_judged_and_its_report_says_among_how_many(dataset: 
     selection = read_selection(dataset.store, searched.search)
     assert selection is not None
     assert selection.test is not None
-    judged = [item.key for item in dataset.store.list("runs") if item.key.endswith("predictions-test.parquet")]
-    assert [key for key in judged if key.startswith("runs/mixed")] == [f"runs/{selection.winner_run}/predictions-test.parquet"]
+    judged = [item.key.rpartition("-")[0] for item in dataset.store.list("runs") if "/predictions-test" in item.key]
+    assert [key for key in judged if key.startswith("runs/mixed")] == [f"runs/{selection.winner_run}/predictions-test"]
     assert (
         f"CHOSEN AMONG {selection.num_trials} candidates"
         in dataset.store.read(f"runs/{selection.winner_run}/report.html").decode()

@@ -73,7 +73,7 @@ def provenance(**changes: Any) -> Provenance:
         "num_steps": 1,
         "num_workers": 1,
         "training_seconds": 1.0,
-        "settings": {"epochs": "1", "monitor": "val_auc"},
+        "settings": {"epochs": "1", "monitor": "val_auc", "averaging": "none"},
         "input_px": 96,
         "mpp": 0.5,
         "machine": "a test",

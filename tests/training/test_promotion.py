@@ -15,7 +15,7 @@ from historay.models.gate import GatePolicy, refusals
 from historay.models.registry import describe_model, resolve, rollback
 from historay.storage import LocalStore
 from historay.training.promotion import Promotion, promote
-from historay.training.run import run_key
+from historay.training.run import write_predictions
 
 GATE = GatePolicy()
 FLOW = Flow(num_found=1, quarantined={}, num_kept=1, num_duplicates={}, splits={}, by_class={}, split_rule="a test")
@@ -52,8 +52,8 @@ def evaluated(store: LocalStore, seed: int, leaks: tuple[str, ...] = (), digest:
         versions={"historay": "0"},
     )
     report: Report = make_report(assessment, provenance, FLOW, (), None)
-    store.write(run_key(run, "predictions-test.parquet"), assessment.test.to_parquet())
-    changes = {"run": run, "seed": seed, "dataset_digest": digest, "classes": assessment.test.classes}
+    kept = {"test": write_predictions(store, run, "test", assessment.test)}
+    changes = {"run": run, "seed": seed, "dataset_digest": digest, "classes": assessment.test.classes, "predictions": kept}
     spec = SPEC.model_copy(update={**changes, "operating_point": assessment.chosen.point, "accepted_leaks": leaks})
     return f"demo@{save_bundle(store, spec, network(), {'report.json': report.model_dump_json().encode()}, PROBES)}"
 

@@ -72,7 +72,8 @@ def compare(a: Judged, b: Judged, num_resamples: int, seed: int) -> Comparison:
         point=less_of(both[0].point, both[1].point),
         resampled=less_of(both[0].resampled, both[1].resampled),
         left_out=less_of(both[0].left_out, both[1].left_out),
-        derived=frozenset(names),
+        num_bearing={},
+        derive=None,
     )
     of_a, of_b, differences = (intervals_of(drawn, units) for drawn in (*both, less))
     figures = {

@@ -8,6 +8,7 @@ hierarchical conformal prediction (Lee, Barber and Willett 2023): each of P pati
 its tiles, and infinity has the rest. So the promise is kept for a tile of a new patient, and few patients give wide sets.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -124,7 +125,8 @@ def sets_tally(rule: ConformalRule, test: Predictions, units: Units) -> Tally:
     """Tallies what the sets hold, all as means over tiles.
 
     ``coverage`` and ``coverage:class:<name>``, ``coverage:site:<name>`` are shares of sets with the true class;
-    ``coverage_mean_of_patients`` weighs each patient alike, as the promise for a new patient does; ``mean_size`` counts
+    ``coverage_mean_of_patients``, of all and by group, weighs each patient alike, as the promise for a new patient does;
+    ``mean_size`` counts
     classes; ``empty``, ``single``, ``full`` are shares of sets; ``abstained`` are those that are not one class, and
     ``accuracy_of_single`` is that of the others.
     """
@@ -140,12 +142,26 @@ def sets_tally(rule: ConformalRule, test: Predictions, units: Units) -> Tally:
         "abstained": (size != 1, every),
         "accuracy_of_single": (covered, size == 1),
     }
-    means |= {f"coverage:class:{name}": (covered, kept) for name, kept in _by_class(test).items()}
+    groups = {f":class:{name}": kept for name, kept in _by_class(test).items()}
     if test.sites is not None:
-        means |= {f"coverage:site:{name}": (covered, kept) for name, kept in _by_site(test).items()}
+        groups |= {f":site:{name}": kept for name, kept in _by_site(test).items()}
+    means |= {f"coverage{group}": (covered, kept) for group, kept in groups.items()}
     if test.patients is not None:
         means["coverage_mean_of_patients"] = (covered, patient_weights(test.patients))
+        for group, kept in groups.items():
+            weight_N = np.zeros(len(size))
+            weight_N[kept] = patient_weights(test.patients[kept])
+            means[f"coverage_mean_of_patients{group}"] = (covered, weight_N)
     return weighted_means_tally(means, units)
+
+
+def promised_coverage(rule: ConformalRule, found: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """Picks, of the figures of ``judge_sets``, those that the rule makes a promise about, by the group's name."""
+    weighed = "coverage_mean_of_patients" if rule.unit == "patient" else "coverage"
+    if rule.kind == "marginal":
+        return {"all": found[weighed]}
+    names = {threshold.group: f"{weighed}:{rule.kind}:{threshold.group}" for threshold in rule.thresholds}
+    return {f"{rule.kind} {group}": found[name] for group, name in names.items() if name in found}
 
 
 def _threshold(name: str, kept_N: Bools, score_N: Floats, unit_N: NDArray[np.int64], alpha: float) -> Threshold:

@@ -107,7 +107,7 @@ def _reliability(report: Report) -> str:
 
 
 def _bins(diagram: Iterable[ReliabilityBin]) -> plots_trust.ReliabilityBins:
-    rows = [(b.mean_probability, b.frequency, b.wilson_low, b.wilson_high, float(b.count)) for b in diagram]
+    rows = [(b.mean_probability, b.frequency, b.band_low, b.band_high, float(b.count)) for b in diagram]
     return plots_trust.ReliabilityBins(*np.array(rows).reshape(-1, 5).T)
 
 
@@ -121,7 +121,8 @@ def _decision(report: Report, num_tiles: int) -> str:
         "treat all": np.array(curve.treat_all),
         "treat none": np.zeros(len(curve.thresholds)),
     }
-    return plots_trust.decision_curve_svg(np.array(curve.thresholds), curves, num_tiles)
+    interval = _numbers(benefit.low for benefit in curve.model), _numbers(benefit.high for benefit in curve.model)
+    return plots_trust.decision_curve_svg(np.array(curve.thresholds), curves, num_tiles, interval)
 
 
 def _risk_coverage(report: Report, num_tiles: int) -> str:

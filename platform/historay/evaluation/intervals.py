@@ -22,6 +22,8 @@ from historay.evaluation.metrics import Floats
 
 Unit = Literal["patient", "tile"]
 Named = dict[str, Floats]  # results of the shape (R,) by name
+Derive = Callable[[Named], Named]
+Columns = slice | NDArray[np.int64]
 
 LEVEL = 0.95
 METHOD = "BCa bootstrap, expanded for few units (Efron 1987; Hesterberg 2015); percentile where BCa is undefined"
@@ -78,6 +80,8 @@ class Tally:
     sums_GD: Floats | scipy.sparse.csr_array
     figures: Callable[[Floats], Named]  # (R, D) sums to named (R,) results, NaN where undefined
     exact: Mapping[str, float] = field(default_factory=dict)  # on all tiles, for a figure whose sums are binned
+    # Of each figure that is a share: the columns of which a group must have some to bear it; of several, the rarest counts.
+    borne_by: Mapping[str, Sequence[Columns]] = field(default_factory=dict)
 
 
 class Draws(NamedTuple):
@@ -86,7 +90,8 @@ class Draws(NamedTuple):
     point: Named
     resampled: Named
     left_out: Named
-    derived: frozenset[str]  # names of figures made of others, such as differences: 0 is no bound of theirs
+    num_bearing: dict[str, int]  # groups that bear each share
+    derive: Derive | None  # makes further figures of others, such as differences
 
 
 def units_of(patients: NDArray[np.str_] | None, num_tiles: int, seed: int) -> Units:
@@ -129,7 +134,9 @@ def ranking_tally(
         return {name: of_histogram(*halves) for name, _, of_histogram in wanted}
 
     binned, ones = num_bins < len(np.unique(score)), np.ones(len(score), dtype=np.int64)
-    return Tally(sums, figures, {name: float(metric(positive, score, ones)) for name, metric, _ in wanted} if binned else {})
+    exact = {name: float(metric(positive, score, ones)) for name, metric, _ in wanted} if binned else {}
+    classes = [slice(0, num_bins), slice(num_bins, None)]
+    return Tally(sums, figures, exact, {name: classes for name, *_ in wanted})
 
 
 def auc_tally(
@@ -145,7 +152,7 @@ def mean_tally(
     """Tallies the mean of a value over the tiles in the subset, e.g. accuracy where the value is ``predicted == label``."""
     weight_N = np.ones(len(value_N)) if subset_N is None else subset_N.astype(np.float64)
     sums = group_sums(np.column_stack([weight_N * value_N, weight_N]), units)
-    return Tally(sums, lambda sums_R2: {name: metrics.ratio(sums_R2[:, 0], sums_R2[:, 1])})
+    return Tally(sums, lambda sums_R2: {name: metrics.ratio(sums_R2[:, 0], sums_R2[:, 1])}, borne_by={name: [slice(1, 2)]})
 
 
 def group_sums(value_ND: Floats, units: Units) -> Floats:
@@ -164,7 +171,7 @@ def estimate(  # noqa: PLR0913 the last two are rarely given
     units: Units,
     num_resamples: int,
     seed: int,
-    derive: Callable[[Named], Named] | None = None,
+    derive: Derive | None = None,
     *,
     undefined: str = "",
     level: float = LEVEL,
@@ -172,8 +179,8 @@ def estimate(  # noqa: PLR0913 the last two are rarely given
     """Computes every named figure on all tiles with its interval over the resamples.
 
     ``derive`` turns named results into further ones, such as differences on the same draws. ``undefined`` is the reason to
-    state for a figure that is NaN. A figure at 0 or 1 in every draw gets Wilson's bound over the units: a bootstrap cannot
-    see what it never drew.
+    state for a figure that is NaN. A share at 0 or 1 in every draw gets Wilson's bound over the units that bear it, and what is
+    derived from it follows: a bootstrap cannot see what it never drew.
     """
     return intervals_of(draw(tallies, units, num_resamples, seed, derive), units, undefined=undefined, level=level)
 
@@ -184,12 +191,14 @@ def intervals_of(drawn: Draws, units: Units, *, undefined: str = "", level: floa
     if units.num_groups < 2:
         reason = f"no interval: a single {units.unit} cannot be resampled"
         return {name: _without_interval(value, undefined if np.isnan(value) else reason) for name, value in points.items()}
-    return {
-        name: _at_bound(value, units, level)
-        if name not in drawn.derived and value in {0.0, 1.0} and (drawn.resampled[name] == value).all()
-        else _interval(value, drawn.resampled[name], drawn.left_out[name], units, level, undefined)
-        for name, value in points.items()
-    }
+    bounds = _wilson_bounds(drawn, points, level)
+    found = {}
+    for name, value in points.items():
+        of_draws = _interval(value, drawn.resampled[name], drawn.left_out[name], units, level, undefined)
+        # NaN differs from itself, so draws in which the figure is undefined are no objection.
+        certain = of_draws.low is not None and not np.any(np.abs(drawn.resampled[name] - value) > 0)
+        found[name] = _at_bound(value, bounds[name], drawn.num_bearing.get(name), units) if certain else of_draws
+    return found
 
 
 def draw(
@@ -197,7 +206,7 @@ def draw(
     units: Units,
     num_resamples: int,
     seed: int,
-    derive: Callable[[Named], Named] | None = None,
+    derive: Derive | None = None,
 ) -> Draws:
     """Computes every figure on all tiles, on each resample, and with each group left out."""
     parts = []
@@ -208,7 +217,8 @@ def draw(
     merged: list[Named] = [{k: v for part in parts for k, v in part[kind].items()} for kind in range(3)]
     further: list[Named] = [derive(named) if derive else {} for named in merged]
     point, resampled, left_out = (named | more for named, more in zip(merged, further, strict=True))
-    return Draws(point, resampled, left_out, frozenset(further[0]))
+    num_bearing = {name: num for tally in tallies for name, num in _num_bearing(tally).items()}
+    return Draws(point, resampled, left_out, num_bearing, derive)
 
 
 def resample_weights(units: Units, num_resamples: int, seed: int, rows: int) -> Iterator[Floats]:
@@ -276,9 +286,33 @@ def _interval(value: float, draws: Floats, left_out: Floats, units: Units, level
     return Estimate(value=value, low=float(low), high=float(high))
 
 
-def _at_bound(value: float, units: Units, level: float) -> Estimate:
-    low, high = wilson(value * units.num_units, units.num_units, level)
-    return Estimate(value=value, low=low, high=high, reason=f"Wilson's bound over {units.num_units} {units.unit}s")
+def _num_bearing(tally: Tally) -> dict[str, int]:
+    """Counts the groups without which a share would be undefined; random groups of units are fewer than their units."""
+
+    def num_with(columns: Columns) -> int:
+        wanted = np.zeros(tally.sums_GD.shape[1])
+        wanted[columns] = 1
+        return int(np.sum(tally.sums_GD @ wanted > 0))
+
+    return {name: min(num_with(columns) for columns in needed) for name, needed in tally.borne_by.items()}
+
+
+def _wilson_bounds(drawn: Draws, points: Mapping[str, float], level: float) -> dict[str, float]:
+    """Moves each share at 0 or 1 to Wilson's bound, and what is derived along with it."""
+    moved = dict(points)
+    for name, num in drawn.num_bearing.items():
+        if points[name] in {0.0, 1.0}:
+            low, high = wilson(points[name] * num, num, level)
+            moved[name] = low if points[name] else high
+    further = drawn.derive({name: np.array([value]) for name, value in moved.items()}) if drawn.derive else {}
+    return moved | {name: float(value[0]) for name, value in further.items()}
+
+
+def _at_bound(value: float, bound: float, num_bearing: int | None, units: Units) -> Estimate:
+    low, high = sorted((value, bound))
+    what = f"{units.unit}s" if units.num_units == units.num_groups else f"groups of {units.unit}s"
+    reason = "from Wilson's bounds of its parts" if num_bearing is None else f"Wilson's bound over {num_bearing} {what}"
+    return Estimate(value=value, low=low, high=high, reason=None if low == high else reason)
 
 
 def _bca_levels(value: float, draws: Floats, left_out: Floats, units: Units, level: float) -> Floats:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from historay.evaluation import metrics
 from historay.evaluation.delong import auc_by_delong
 from historay.evaluation.intervals import (
+    Columns,
     Estimate,
     Named,
     Tally,
@@ -146,7 +147,23 @@ def _decisions(
         found |= {f"macro_{name}": values.mean(axis=-1) for name, values in by_class.items()}
         return found | {f"{_BY_CLASS}{k}:{name}": values[:, k] for k in range(num) for name, values in by_class.items()}
 
-    return Tally(cell_counts(labels * num + predicted, num * num, units), figures)
+    borne_by = _borne_by(num, None if point is None else classes.index(point.positive_class))
+    return Tally(cell_counts(labels * num + predicted, num * num, units), figures, borne_by=borne_by)
+
+
+def _borne_by(num: int, positive: int | None) -> dict[str, list[Columns]]:
+    """Cells of the confusion matrix that bear each of its figures: the tiles of a class, those named so, or both."""
+    cells = np.arange(num * num).reshape(num, num)
+    by_class = {
+        "precision": list(cells.T),
+        "recall": list(cells),
+        "f1": [np.union1d(cells[k], cells[:, k]) for k in range(num)],
+    }
+    found: dict[str, list[Columns]] = {"accuracy": [slice(None)], "balanced_accuracy": [*by_class["recall"]]}
+    if positive is not None:
+        found |= {"sensitivity": [cells[positive]], "specificity": [cells[1 - positive]]}
+    found |= {f"macro_{name}": [*needed] for name, needed in by_class.items()}
+    return found | {f"{_BY_CLASS}{k}:{name}": [needed[k]] for k in range(num) for name, needed in by_class.items()}
 
 
 def _rankings(predictions: Predictions, point: OperatingPoint | None, units: Units) -> list[Tally]:

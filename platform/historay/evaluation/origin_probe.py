@@ -54,7 +54,7 @@ def probe_origin(
     origin: Origin,
     origin_N: Sequence[str | None],
     group_N: Sequence[str | None] | None,
-    features_by_kind: tuple[Floats, Floats],
+    features_by_kind: tuple[Floats | NDArray[np.float32], Floats],
     num_permutations: int,
     seed: int,
 ) -> OriginProbe:
@@ -74,7 +74,7 @@ def probe_origin(
     num_origins = len(np.unique(asked.origin_G))
     if num_origins < 2:
         return _without(origin, held_out, num_origins, len(asked.row_N))
-    model_NC, colour_NC = (_components(kind[asked.row_N], seed) for kind in features_by_kind)
+    model_NC, colour_NC = (_components(kind[asked.row_N].astype(np.float64), seed) for kind in features_by_kind)
     from_features = _balanced_accuracy(model_NC, asked.group_N, asked.origin_G, np.random.default_rng(seed))
     from_colour = _balanced_accuracy(colour_NC, asked.group_N, asked.origin_G, np.random.default_rng(seed))
     shuffled = [generator.permutation(asked.origin_G) for _ in range(num_permutations)]

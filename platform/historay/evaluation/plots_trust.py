@@ -36,7 +36,7 @@ class ReliabilityBins(NamedTuple):
 
     predicted_J: Floats  # mean probability of the bin's tiles
     observed_J: Floats  # share of them on which the event happened
-    low_J: Floats
+    low_J: Floats  # where 95 % of the shares of a calibrated model would lie
     high_J: Floats
     count_J: Floats  # tiles
 
@@ -52,7 +52,7 @@ class SpoiltTiles(NamedTuple):
 
 
 def reliability_svg(series: Mapping[str, ReliabilityBins], event: str) -> str:
-    """Draws observed frequency over predicted probability of ``event``, with tiles by bin below; series by name."""
+    """Draws observed frequency over predicted probability of ``event``, with its band, and tiles by bin; series by name."""
     count = max((int(np.nansum(bins.count_J)) for bins in series.values()), default=0)
     with styled():
         figure = new_figure(4.6, 6.0, f"Reliability: {short(event, 40)} ({tiles(count)})")
@@ -67,18 +67,22 @@ def reliability_svg(series: Mapping[str, ReliabilityBins], event: str) -> str:
         return svg(figure, "reliability")
 
 
-def decision_curve_svg(threshold_T: Floats, curves: Mapping[str, Floats], num_tiles: int) -> str:
-    """Draws net benefit over the threshold probability; ``curves`` hold the model's, "treat all" and "treat none"."""
+def decision_curve_svg(
+    threshold_T: Floats, curves: Mapping[str, Floats], num_tiles: int, interval: tuple[Floats, Floats] | None = None
+) -> str:
+    """Draws net benefit over the threshold probability; ``curves`` hold the model's, with its interval, and its rivals'."""
     with styled():
         figure, axes = one_plot(4.6, 4.2, f"Decision curve ({tiles(num_tiles)})")
         finite = np.concatenate([values[np.isfinite(values)] for values in curves.values()] or [np.zeros(1)])
         highest = max(float(finite.max(initial=0.0)), 0.01)
         for number, (name, benefit_T) in enumerate(curves.items()):
             curve(axes, number, name, threshold_T, benefit_T)
+        if interval is not None:
+            axes.fill_between(threshold_T, *interval, color=PALETTE[0], alpha=0.15, linewidth=0, label="95 % interval")
         # "Treat all" falls without bound towards a threshold of 1; what is far below 0 is of no use to anyone.
         axes.set(ylim=(-0.25 * highest, 1.08 * highest), xlim=(-0.02, 1.02))
         axes.set(xlabel="threshold probability", ylabel="net benefit (true positives per tile)")
-        legend_below(figure, axes, 3)
+        legend_below(figure, axes)
         return svg(figure, "decision-curve")
 
 
@@ -144,8 +148,10 @@ def robustness_svg(curves: Mapping[str, SpoiltTiles], clean_auc: float | None, n
 
 def _draw_bins(axes: Axes, below: Axes, number: int, name: str, bins: ReliabilityBins) -> None:
     style = line(number, name)
-    error = np.abs(np.vstack([bins.observed_J - bins.low_J, bins.high_J - bins.observed_J]))
-    axes.errorbar(bins.predicted_J, bins.observed_J, yerr=error, capsize=2.5, elinewidth=0.9, **style)
+    band = (bins.predicted_J, bins.low_J, bins.high_J)
+    axes.fill_between(*band, color=style["color"], alpha=0.15, linewidth=0, label="" if number else "95 % band if calibrated")
+    axes.vlines(*band, color=style["color"], alpha=0.5, linewidth=0.9)
+    axes.plot(bins.predicted_J, bins.observed_J, **style)
     shown = np.isfinite(bins.predicted_J) & (bins.count_J > 0)
     place = bins.predicted_J[shown] + 0.008 * number  # beside the bar of the series before
     below.vlines(place, 0.5, bins.count_J[shown], color=style["color"], linewidth=1.2)

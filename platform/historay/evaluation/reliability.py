@@ -129,7 +129,7 @@ def calibration_tally(probability_NK: Floats, label_N: NDArray[np.int64], positi
         parts |= {"brier": rest[:, 0], "nll": rest[:, 1]}
         return {name: ratio(part, rest[:, 2]) for name, part in parts.items()}
 
-    return Tally(sums, figures)
+    return Tally(sums, figures, borne_by={name: [slice(-1, None)] for name in ("ece_width", "ece_mass", "brier", "nll")})
 
 
 def calibration_line(probability_N: Floats, happened_N: NDArray[np.bool_], units: Units) -> CalibrationLine:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from historay.evaluation.assessment import Assessment
 from historay.evaluation.checklist import Facts, Row, fill
+from historay.evaluation.conformal import promised_coverage
 from historay.evaluation.flow import Flow
 from historay.evaluation.intervals import LEVEL, METHOD, Estimate, Unit
 from historay.evaluation.operating_point import OperatingPoint
@@ -18,6 +19,12 @@ from historay.evaluation.subgroups import SubgroupColumn, SubgroupJudgement
 DISCLAIMER = "Research software: not a medical device. Not for diagnosis, nor for any decision about a patient."
 FORMAT = 2
 _FEW_UNITS = 10
+_CRITERIA = {"roc_auc": "ROC-AUC", "accuracy": "accuracy"}
+_SAID_ELSEWHERE = {"augment", "averaging", "class_weights", "monitor"}
+_ENSEMBLING = {
+    "none": "none, a single network looks at each tile once",
+    "d4": "none, a single network; its logits are averaged over the 8 turns and mirror images of a tile",
+}
 
 
 class _Part(BaseModel):
@@ -195,10 +202,11 @@ def _of_calibration(assessment: Assessment) -> list[Finding]:
 
 def _of_abstention(assessment: Assessment) -> list[Finding]:
     section, found = assessment.abstention, []
-    rule, coverage = section.rules[section.shipped], section.sets[section.shipped]["coverage"]
-    if coverage.high is not None and coverage.high < 1 - rule.alpha:
-        text = f"PREDICTION SETS FAIL: {coverage.value:.3f} of them hold the true class; {1 - rule.alpha:g} was promised"
-        found.append(Finding(level="caution", text=text))
+    rule = section.rules[section.shipped]
+    for group, coverage in promised_coverage(rule, section.sets[section.shipped]).items():
+        if coverage.high is not None and coverage.high < 1 - rule.alpha:
+            held = f"of {group} tiles {coverage.value:.3f} of them hold the true class"
+            found.append(Finding(level="caution", text=f"PREDICTION SETS FAIL: {held}; {1 - rule.alpha:g} was promised"))
     if any(threshold.score is None for threshold in rule.thresholds):
         found.append(Finding(level="note", text=f"PREDICTION SETS SAY LITTLE: {rule.guarantee}"))
     if section.selective.threshold is None:
@@ -212,10 +220,8 @@ def _of_groups(assessment: Assessment) -> list[Finding]:
         text = f"ERROR SLICES: on {num_slices} kinds of tiles the model errs more often than elsewhere"
         found.append(Finding(level="caution", text=text))
     for column in assessment.subgroups.columns:
-        if column.worst is not None and column.worst_differs:
-            text = (
-                f"WORSE SUBGROUP: {column.column} {column.worst} is worse than the rest in {column.criterion} (Holm-adjusted)"
-            )
+        for name in column.worse:
+            text = f"WORSE SUBGROUP: {column.column} {name} is worse than the rest in {column.criterion} (Holm-adjusted)"
             found.append(Finding(level="caution", text=text))
     return found
 
@@ -250,10 +256,11 @@ def facts_of(report: Report) -> Facts:
         num_parameters=p.num_parameters,
         weights_sha256=p.weights_sha256,
         initialisation="random weights, nothing pretrained",
-        training={name: value for name, value in p.settings.items() if name not in {"augment", "class_weights", "monitor"}},
+        training={name: value for name, value in p.settings.items() if name not in _SAID_ELSEWHERE},
         class_weights=p.settings.get("class_weights"),
         selection=f"the epoch with the best {p.settings['monitor']} on validation" if "monitor" in p.settings else None,
         candidates="; ".join(p.notes) or None,
+        ensembling=_ENSEMBLING.get(p.settings.get("averaging", "")),
         versions=p.versions,
         metrics={name: figure.in_words() for name, figure in report.headline.items()},
         intervals=f"{report.intervals.method}; {report.intervals.num_resamples:,} resamples of {report.intervals.unit}s",
@@ -262,8 +269,10 @@ def facts_of(report: Report) -> Facts:
         abstention=f"prediction sets: {shipped.guarantee}",
         shortcuts=report.shortcuts.verdict.sentence,
         subgroups="; ".join(f"by {name}, worst {column.worst or 'unknown'}" for name, column in columns.items()) or None,
+        heterogeneity="; ".join(_column_in_words(columns[name]) for name in ("site", "scanner") if name in columns) or None,
         robustness=_robustness_in_words(report.robustness),
         explanation="Grad-CAM of example tiles",
+        failures=_slices_in_words(report.slices, report.classes),
         warnings=tuple(finding.text for finding in report.findings if finding.level != "note"),
         disclaimer=report.disclaimer,
     )
@@ -277,6 +286,21 @@ def _preprocessing(p: Provenance) -> str:
 
 def _group_names(column: SubgroupColumn | None) -> tuple[str, ...] | None:
     return tuple(group.name for group in column.groups) if column and column.groups else None
+
+
+def _column_in_words(column: SubgroupColumn) -> str:
+    groups = ", ".join(f"{group.name} {getattr(group, column.criterion).in_words()}" for group in column.groups)
+    return f"{_CRITERIA[column.criterion]} by {column.column}: {groups}"
+
+
+def _slices_in_words(search: SliceSearch, classes: tuple[str, ...]) -> str:
+    found = [
+        f"{one.num_tiles} tiles with an error rate of {one.error_rate.in_words()}, most often {classes[one.mistake[0]]} called "
+        f"{classes[one.mistake[1]]}"
+        for one in search.slices
+    ]
+    which = f"these err more than the rest: {'; '.join(found)}" if found else "none errs more than the rest"
+    return f"of {search.num_tested} clusters of tiles by the model's own features, {which}"
 
 
 def _robustness_in_words(robustness: Robustness | None) -> str | None:

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from historay.evaluation.calibration import CalibrationChoice
 from historay.evaluation.conformal import ConformalRule, Kind, fit_conformal, judge_sets
 from historay.evaluation.decision import DecisionCurve, decision_curve, decision_tally, move_prevalence, predictive_values
-from historay.evaluation.intervals import Estimate, Named, Resampling, Tally, estimate, group_sums
-from historay.evaluation.metrics import Floats, ratio
+from historay.evaluation.intervals import Estimate, Named, Resampling, estimate
+from historay.evaluation.metrics import Floats
 from historay.evaluation.miscalibration import CalibrationTest, ReliabilityBin, calibration_test, reliability_diagram
 from historay.evaluation.operating_point import OperatingPoint, decide
 from historay.evaluation.origin_probe import OriginProbe, probe_origin
@@ -26,6 +26,7 @@ from historay.evaluation.reliability import (
 )
 from historay.evaluation.selective import SelectiveRule, confidence, judge_selective, risk_coverage
 from historay.evaluation.shortcut_verdict import ShortcutVerdict
+from historay.evaluation.weighting import Weighted, weighted_means_tally
 
 _NUM_PERMUTATIONS = 99  # tells a p-value of 0.01
 _USUAL = (0.01, 0.05, 0.2)  # prevalences, from screening to a clinic
@@ -110,18 +111,16 @@ def decision_section(
     origins |= {own: "that of the test split"} if 0 < own < 1 else {}
     aimed = own if prevalence is None else prevalence
     called_N = probability_N >= point.threshold
-    rates = group_sums(
-        np.column_stack([positive_N & called_N, positive_N, ~positive_N & ~called_N, ~positive_N]), resampling.units
-    )
+    shares: dict[str, Weighted] = {"sensitivity": (called_N, positive_N), "specificity": (~called_N, ~positive_N)}
 
-    def figures(sums_R4: Floats) -> Named:
-        sensitivity, specificity = ratio(sums_R4[:, 0], sums_R4[:, 1]), ratio(sums_R4[:, 2], sums_R4[:, 3])
-        values = {share: predictive_values(sensitivity, specificity, share) for share in origins}
+    def derive(named: Named) -> Named:
+        values = {share: predictive_values(named["sensitivity"], named["specificity"], share) for share in origins}
         return {f"{name}:{share}": getattr(both, name) for share, both in values.items() for name in ("ppv", "npv")}
 
     moved_N = probability_N if calibrated_at == aimed else move_prevalence(probability_N, calibrated_at, aimed)
-    tallies = [Tally(rates, figures), decision_tally(positive_N, moved_N, aimed, resampling.units)]
-    found = estimate(tallies, *resampling, undefined="nothing is called so")
+    units = resampling.units
+    tallies = [weighted_means_tally(shares, units), decision_tally(positive_N, moved_N, aimed, units)]
+    found = estimate(tallies, *resampling, derive, undefined="nothing is called so")
     return DecisionSection(
         predictive=tuple(
             PredictiveRow(prevalence=share, origin=origin, ppv=found[f"ppv:{share}"], npv=found[f"npv:{share}"])
@@ -188,8 +187,8 @@ def calibration_section(
 
     event = "the class named is the true one" if positive is None else f"the tile is {raw.classes[positive]}"
     before = figures(raw.probabilities)
-    kept = choice.calibration.kind == "none"
-    after = before if kept else figures(choice.calibration.apply(raw.probabilities))
+    none_kept = choice.calibration.kind == "none"
+    after = before if none_kept else figures(choice.calibration.apply(raw.probabilities))
     return CalibrationSection(choice=choice, event=event, before=before, after=after)
 
 
@@ -225,7 +224,7 @@ def abstention_section(
 def probes(test: Predictions, features_NF: NDArray[np.float32], colours_NF: Floats, seed: int) -> tuple[OriginProbe, ...]:
     """Asks the model's features for the site and for the patient of each test tile, where these are known."""
     found = []
-    both = (features_NF.astype(np.float64), colours_NF)
+    both = (features_NF, colours_NF)
     if test.sites is not None:
         sites = [None if site == UNKNOWN else site for site in test.sites.tolist()]
         patients = None if test.patients is None else test.patients.tolist()

@@ -134,7 +134,7 @@ def aurc_tally(name: str, confidence_N: Floats, wrong_N: Bools, units: Units) ->
         wrong, right = sums_RD[:, :num_bins], sums_RD[:, num_bins:]
         return {name: aurc_of_counts(wrong, wrong + right)}
 
-    return Tally(sums, figures, {name: risk_coverage(confidence_N, wrong_N).aurc})
+    return Tally(sums, figures, {name: risk_coverage(confidence_N, wrong_N).aurc}, {name: [slice(None)]})
 
 
 def fit_selective(

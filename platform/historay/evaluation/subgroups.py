@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from historay.evaluation import metrics
-from historay.evaluation.intervals import LEVEL, Estimate, Named, Tally, draw, estimate, mean_tally, units_of
+from historay.evaluation.intervals import LEVEL, Estimate, Named, Tally, draw, estimate, mean_tally, units_of, wilson
 from historay.evaluation.metrics import Floats
 from historay.evaluation.operating_point import OperatingPoint, decide
 from historay.evaluation.predictions import UNKNOWN, Predictions
@@ -60,6 +60,11 @@ class SubgroupColumn(_Result):
     worst: str | None  # None: fewer than two groups
     worst_differs: bool  # from the rest, at 5 % after Holm
 
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """Groups shown to be worse than the rest, at 5 % after Holm; a noisier one may rank below them."""
+        return tuple(group.name for group in self.groups if _is_worse(group))
+
 
 class PatientSpread(_Result):
     """How patients differ: quantiles over patients, none of whom is named."""
@@ -68,6 +73,7 @@ class PatientSpread(_Result):
     tiles: dict[str, float]  # tiles of a patient, by quantile such as ``0.5``
     num_judged: int  # patients of at least 10 tiles
     accuracy: dict[str, float] | None  # of the judged, by quantile; None: nobody has 10 tiles
+    worst: Estimate | None = None  # the lowest accuracy of the judged; None: nobody was judged, or it was not yet kept
 
 
 class SubgroupJudgement(_Result):
@@ -150,6 +156,7 @@ def patient_spread(patients: NDArray[np.str_], right_N: NDArray[np.bool_]) -> Pa
         tiles=_quantiles(num_tiles),
         num_judged=len(judged),
         accuracy=_quantiles(judged) if len(judged) else None,
+        worst=_worst_patient(judged, num_tiles[num_tiles >= MIN_PATIENT_TILES]) if len(judged) else None,
     )
 
 
@@ -194,7 +201,6 @@ def _judge_column(case: _Case, column: str, value_N: NDArray[np.str_]) -> Subgro
         for name, member_N, found, gap, p in zip(names, members, own, gaps, adjusted, strict=True)
     ]
     ordered = sorted(groups, key=lambda group: (getattr(group, criterion).value, group.name))
-    p_worst = ordered[0].p_adjusted if len(ordered) > 1 else None
     return SubgroupColumn(
         column=column,
         criterion=criterion,
@@ -203,8 +209,21 @@ def _judge_column(case: _Case, column: str, value_N: NDArray[np.str_]) -> Subgro
         num_small=len(values) - len(names),
         num_unknown=int((~known_N).sum()),
         worst=ordered[0].name if len(ordered) > 1 else None,
-        worst_differs=p_worst is not None and p_worst < 1 - LEVEL,
+        worst_differs=len(ordered) > 1 and _is_worse(ordered[0]),
     )
+
+
+def _worst_patient(accuracy_P: Floats, num_tiles_P: NDArray[np.int64]) -> Estimate:
+    """Wilson's interval at a level at which those of all patients hold together, as the worst of many is bad by chance."""
+    row, level = int(accuracy_P.argmin()), 1 - (1 - LEVEL) / len(accuracy_P)
+    value, num = float(accuracy_P[row]), int(num_tiles_P[row])
+    low, high = wilson(value * num, num, level)
+    reason = f"Wilson's interval over {num} tiles at {100 * level:.3g} %: it holds for all {len(accuracy_P)} patients together"
+    return Estimate(value=value, low=low, high=high, reason=reason)
+
+
+def _is_worse(group: Subgroup) -> bool:
+    return group.p_adjusted is not None and group.p_adjusted < 1 - LEVEL and (group.gap.value or 0.0) < 0
 
 
 def _own_figures(case: _Case, member_N: NDArray[np.bool_], level: float) -> dict[str, Estimate]:
@@ -286,6 +305,7 @@ def _auc_tally(name: str, ranking: _Ranking, group_n: NDArray[np.int64], num_gro
         counts.astype(np.float64),
         lambda sums_RD: {name: metrics.roc_auc_of_counts(sums_RD[:, :_NUM_BINS], sums_RD[:, _NUM_BINS:])},
         {name: float(exact)},
+        {name: [slice(0, _NUM_BINS), slice(_NUM_BINS, None)]},
     )
 
 

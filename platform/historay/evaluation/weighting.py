@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from historay.evaluation import metrics
-from historay.evaluation.intervals import Named, Tally, Units, group_sums
+from historay.evaluation.intervals import Columns, Named, Tally, Units, group_sums
 from historay.evaluation.metrics import Floats
 
 Weighted = tuple[NDArray[np.bool_] | NDArray[np.int64] | Floats, NDArray[np.bool_] | Floats]  # values (N,), weights (N,)
@@ -20,7 +20,8 @@ def weighted_means_tally(means: Mapping[str, Weighted], units: Units) -> Tally:
     def figures(sums_RD: Floats) -> Named:
         return {name: metrics.ratio(sums_RD[:, 2 * k], sums_RD[:, 2 * k + 1]) for k, name in enumerate(means)}
 
-    return Tally(group_sums(np.column_stack(columns), units), figures)
+    weights: dict[str, list[Columns]] = {name: [slice(2 * k + 1, 2 * k + 2)] for k, name in enumerate(means)}
+    return Tally(group_sums(np.column_stack(columns), units), figures, borne_by=weights)
 
 
 def numbered(ids_N: NDArray[np.str_]) -> tuple[NDArray[np.str_], NDArray[np.int64]]:

@@ -67,6 +67,7 @@ class BundleSpec(BaseModel):
     dataset_digest: str
     accepted_leaks: tuple[str, ...]
     run: str
+    predictions: dict[str, str] = {}  # SHA-256 of those that the run keeps, by split; empty: made before they were kept so
     seed: int
     created: str  # ISO 8601, UTC
     historay: str  # version of the code

@@ -7,15 +7,14 @@ import tyro
 from pydantic import Field
 
 from historay.config import Config
-from historay.errors import DataError, NotFound
+from historay.errors import DataError
 from historay.evaluation.comparison import Comparison, Judged, compare
 from historay.evaluation.page import render_comparison
-from historay.evaluation.predictions import Predictions
 from historay.log import log_event
 from historay.models.bundle import BundleSpec, read_spec
 from historay.models.registry import resolve
-from historay.storage import Store, open_store
-from historay.training.run import run_key
+from historay.storage import open_store
+from historay.training.run import read_test_predictions
 
 
 class CompareConfig(Config):
@@ -50,7 +49,10 @@ def compare_models(config: CompareConfig) -> CompareResult:
             "evaluate both on the same data set version"
         )
     names = [f"{name}@{version}" for name, version in references]
-    first, second = (_judged(store, spec) for spec in specs)
+    first, second = (
+        Judged(read_test_predictions(store, *reference), spec.operating_point)
+        for reference, spec in zip(references, specs, strict=True)
+    )
     found = compare(first, second, config.num_resamples, config.seed)
     prefix = f"comparisons/{names[0]}-and-{names[1]}"
     store.write(f"{prefix}/comparison.json", found.model_dump_json(indent=2).encode())
@@ -58,14 +60,6 @@ def compare_models(config: CompareConfig) -> CompareResult:
     difference = found.figures["roc_auc"]
     log_event("compare done", roc_auc_difference=difference.difference.value, p_value=difference.p_value)
     return CompareResult(found, store.locate(f"{prefix}/comparison.html"))
-
-
-def _judged(store: Store, spec: BundleSpec) -> Judged:
-    try:
-        predictions = Predictions.from_parquet(store.read(run_key(spec.run, "predictions-test.parquet")))
-    except NotFound:
-        raise NotFound(f"{store.uri}: run {spec.run} keeps no test predictions; historay evaluate makes them") from None
-    return Judged(predictions, spec.operating_point)
 
 
 def _shown(spec: BundleSpec) -> dict[str, Any]:

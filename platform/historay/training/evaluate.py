@@ -32,7 +32,7 @@ from historay.storage import open_store
 from historay.training.passes import fit_shortcuts, gather, read_origins, spoil
 from historay.training.pictures import take_pictures
 from historay.training.references import References, fit_references
-from historay.training.run import RunRecord, load_run, read_metrics, run_key
+from historay.training.run import RunRecord, load_run, read_metrics, run_key, write_predictions
 
 _NUM_PROBES = 12  # tiles that travel in the bundle
 _SETTINGS = (
@@ -106,12 +106,14 @@ def evaluate_run(config: EvaluateConfig) -> EvaluationResult:
     if (printed := print_pdf(page)) is not None:
         documents["report.pdf"] = printed
     calibrated = validation.with_probabilities(assessment.calibration.choice.calibration.apply(validation.probabilities))
-    for split, predictions in {"val": calibrated, "test": assessment.test}.items():
-        store.write(run_key(config.run, f"predictions-{split}.parquet"), predictions.to_parquet())
+    kept = {
+        split: write_predictions(store, config.run, split, predictions)
+        for split, predictions in {"val": calibrated, "test": assessment.test}.items()
+    }
     for name, data in documents.items():
         store.write(run_key(config.run, name), data)
     references = fit_references(dataset, calibrated, seen.features_NF, record.preprocessing.input_px, config.seed)
-    spec = _spec(config, record, assessment, references)
+    spec = _spec(config, record, assessment, references, kept)
     probes = _probes(model, record, dataset, calibrated)
     bundle = save_bundle(store, spec, model, documents, probes, references.space)
     set_alias(store, spec.name, CANDIDATE, bundle, f"evaluated run {config.run}")
@@ -170,7 +172,8 @@ def _provenance(config: EvaluateConfig, record: RunRecord, model: nn.Module, dat
         num_steps=record.num_steps,
         num_workers=record.world_size,
         training_seconds=sum(line["epoch_seconds"] for line in history),
-        settings={name: str(record.config[name]) for name in _SETTINGS if record.config.get(name) is not None},
+        settings={name: str(record.config[name]) for name in _SETTINGS if record.config.get(name) is not None}
+        | {"averaging": config.averaging},
         input_px=record.preprocessing.input_px,
         mpp=record.mpp,
         machine=f"{platform.machine()}, {platform.system()}",
@@ -179,7 +182,9 @@ def _provenance(config: EvaluateConfig, record: RunRecord, model: nn.Module, dat
     )
 
 
-def _spec(config: EvaluateConfig, record: RunRecord, assessment: Assessment, references: References) -> BundleSpec:
+def _spec(
+    config: EvaluateConfig, record: RunRecord, assessment: Assessment, references: References, predictions: dict[str, str]
+) -> BundleSpec:
     return BundleSpec(
         name=config.name or config.run,
         architecture=record.architecture,
@@ -197,6 +202,7 @@ def _spec(config: EvaluateConfig, record: RunRecord, assessment: Assessment, ref
         dataset_digest=record.dataset_digest,
         accepted_leaks=record.accepted_leaks,
         run=config.run,
+        predictions=predictions,
         seed=record.seed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         historay=version("historay"),
@@ -208,7 +214,8 @@ def _log(reference: str, report: Report) -> None:
     log_event(
         "evaluate done",
         model=reference,
-        **{name: report.headline[name].value for name in ("roc_auc", "accuracy")},
+        tile_roc_auc=report.headline["roc_auc"].value,
+        tile_accuracy=report.headline["accuracy"].value,
         best_shortcut=best,
         gain=report.shortcuts.gains[best].value if best else None,
         findings=len(report.findings),

@@ -1,7 +1,7 @@
 """One pass over a split: what the model says of each tile, what it sees there, and what a shortcut would see."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from historay.training.run import RunRecord
 
 _ORIGIN_COLUMNS = ["tile_id", "patient", "slide", "site", "scanner", "mpp"]
 _BATCH = 256
+_SHORTCUT = "shortcut:"  # prefix of a baseline's probabilities
 
 
 class Origins(NamedTuple):
@@ -29,15 +30,6 @@ class Origins(NamedTuple):
 
     of_tile: dict[str, tuple[str | None, str | None, str | None, str | None, float | None]]
     sites: tuple[str, ...]
-
-
-class _Part(NamedTuple):
-    tile_ids: list[str]
-    labels: NDArray[np.int64]
-    probability_BK: Floats
-    features_BF: NDArray[np.float32]
-    stains_BC: Floats
-    shortcuts: dict[str, Floats]  # features
 
 
 def read_origins(dataset: Dataset) -> Origins:
@@ -70,24 +62,23 @@ def gather(
     model: nn.Module, record: RunRecord, dataset: Dataset, split: str, origins: Origins, baselines: Mapping[str, Baseline]
 ) -> Evidence:
     """Runs the model and the baselines over a split, once."""
+    tile_ids = np.sort([tile for table in dataset.tables(split, ["tile_id"]) for tile in table["tile_id"].to_pylist()])
     batches = iter_tiles(dataset, split, record.preprocessing.input_px, _BATCH)
     total = -(-dataset.record.num_tiles[split] // _BATCH)
-    parts = [_part(model, record, batch, origins) for batch in track(batches, f"evaluate: batches of {split}", total=total)]
-    tile_ids = np.array([tile for part in parts for tile in part.tile_ids])
-    order = np.argsort(tile_ids)
-    shortcuts = {name: np.concatenate([part.shortcuts[name] for part in parts])[order] for name in parts[0].shortcuts}
+    # Filled in place: the features of a million tiles are 2 GB, and joining batches would hold them twice.
+    whole: dict[str, NDArray[Any]] = {}
+    for batch in track(batches, f"evaluate: batches of {split}", total=total):
+        rows = np.searchsorted(tile_ids, batch.tile_ids)
+        for name, values in _columns(model, record, batch, origins, baselines).items():
+            if name not in whole:
+                whole[name] = np.empty((len(tile_ids), *values.shape[1:]), values.dtype)
+            whole[name][rows] = values
     return Evidence(
-        predictions=_predictions(
-            tile_ids[order],
-            np.concatenate([part.labels for part in parts])[order],
-            np.concatenate([part.probability_BK for part in parts])[order],
-            record.classes,
-            origins,
-        ),
-        features_NF=np.concatenate([part.features_BF for part in parts])[order],
-        stains_NC=np.concatenate([part.stains_BC for part in parts])[order],
-        colours_NF=shortcuts["colour_histogram"],
-        shortcuts={name: baseline.probabilities(shortcuts[name]) for name, baseline in baselines.items()},
+        predictions=_predictions(tile_ids, whole["labels"], whole["probabilities"], record.classes, origins),
+        features_NF=whole["features"],
+        stains_NC=whole["stains"],
+        colours_NF=whole["colours"],
+        shortcuts={name: whole[f"{_SHORTCUT}{name}"] for name in baselines},
     )
 
 
@@ -102,16 +93,20 @@ def spoil(model: nn.Module, record: RunRecord, tiles_BHWC: Tiles, seed: int) -> 
     return found
 
 
-def _part(model: nn.Module, record: RunRecord, batch: TileBatch, origins: Origins) -> _Part:
+def _columns(
+    model: nn.Module, record: RunRecord, batch: TileBatch, origins: Origins, baselines: Mapping[str, Baseline]
+) -> dict[str, NDArray[Any]]:
+    """What one batch adds, by name, one row a tile."""
     logits_BK, features_BF = predict_logits_and_features(model, batch.tiles_BHWC, record.preprocessing)
-    return _Part(
-        tile_ids=batch.tile_ids,
-        labels=batch.labels,
-        probability_BK=probabilities(logits_BK),
-        features_BF=features_BF,
-        stains_BC=stain_features(batch.tiles_BHWC),
-        shortcuts=_shortcut_features(batch, origins),
-    )
+    seen = _shortcut_features(batch, origins)
+    return {
+        "labels": batch.labels,
+        "probabilities": probabilities(logits_BK),
+        "features": features_BF,
+        "stains": stain_features(batch.tiles_BHWC),
+        "colours": seen["colour_histogram"],
+        **{f"{_SHORTCUT}{name}": baseline.probabilities(seen[name]) for name, baseline in baselines.items()},
+    }
 
 
 def _shortcut_features(batch: TileBatch, origins: Origins) -> dict[str, Floats]:

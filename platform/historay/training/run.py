@@ -1,5 +1,6 @@
 """What a training run leaves under ``runs/<run>/``: run.json, metrics.jsonl, best.json and whole checkpoints."""
 
+import hashlib
 import json
 from typing import Any, Literal
 
@@ -9,7 +10,9 @@ from safetensors.torch import load as load_tensors
 from torch import nn
 
 from historay.data.transforms import Preprocessing
-from historay.errors import NotFound, TrainingError
+from historay.errors import BundleError, NotFound, TrainingError
+from historay.evaluation.predictions import Predictions
+from historay.models.bundle import bundle_prefix, read_spec
 from historay.models.zoo import build_model
 from historay.storage import Store
 
@@ -83,6 +86,45 @@ def complete_epochs(store: Store, run: str) -> list[int]:
     """Returns the epochs whose checkpoint is whole, in order: state.json is written last."""
     keys = (item.key.split("/") for item in store.list(run_key(run, "checkpoints")))
     return sorted(int(key[-2].removeprefix("epoch-")) for key in keys if key[-1] == "state.json")
+
+
+def write_predictions(store: Store, run: str, split: str, predictions: Predictions) -> str:
+    """Keeps predictions under their own digest, so that judging the run again replaces none; returns the SHA-256."""
+    data = predictions.to_parquet()
+    digest = hashlib.sha256(data).hexdigest()
+    store.write(_predictions_key(run, split, digest), data)
+    return digest
+
+
+def read_test_predictions(store: Store, name: str, version: str) -> Predictions:
+    """Reads what this very model said of the test tiles; NotFound where that is no longer kept."""
+    spec, reference = read_spec(store, name, version), f"{name}@{version}"
+    digest = spec.predictions.get("test")
+    if digest is None:
+        return _latest_predictions(store, spec.run, reference, bundle_prefix(name, version))
+    key = _predictions_key(spec.run, "test", digest)
+    try:
+        data = store.read(key)
+    except NotFound:
+        raise NotFound(f"{store.locate(key)}: the test predictions of {reference} are gone; restore them from a copy") from None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise BundleError(f"{store.locate(key)}: was changed after it was written; restore it from a copy")
+    return Predictions.from_parquet(data)
+
+
+def _predictions_key(run: str, split: str, digest: str) -> str:
+    return run_key(run, f"predictions-{split}-{digest[:16]}.parquet")
+
+
+def _latest_predictions(store: Store, run: str, reference: str, bundle: str) -> Predictions:
+    """Reads those that a run kept before they had digests: of its latest evaluation, which the reports tell."""
+    try:
+        predictions = Predictions.from_parquet(store.read(run_key(run, "predictions-test.parquet")))
+        if store.read(run_key(run, "report.json")) == store.read(f"{bundle}/report.json"):
+            return predictions
+    except NotFound:
+        raise NotFound(f"{store.uri}: run {run} keeps no test predictions; historay evaluate makes them") from None
+    raise NotFound(f"{store.uri}: run {run} of {reference} was judged again since; historay evaluate makes a model to compare")
 
 
 def load_run(store: Store, run: str, which: Literal["best", "last"] = "best") -> tuple[RunRecord, nn.Module]:
