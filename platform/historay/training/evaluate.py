@@ -27,6 +27,7 @@ from historay.models.averaging import Averaging, averaged
 from historay.models.bundle import BundleSpec, Probes, make_probes, save_bundle, weights_digest
 from historay.models.registry import CANDIDATE, set_alias
 from historay.storage import open_store
+from historay.training.mlflow_mirror import mirror_model
 from historay.training.passes import fit_shortcuts, gather, read_origins, spoil
 from historay.training.pictures import take_pictures
 from historay.training.references import References, fit_references
@@ -113,6 +114,8 @@ def evaluate_run(config: EvaluateConfig) -> EvaluationResult:
     bundle = save_bundle(store, spec, model, documents, probes, references.space)
     set_alias(store, spec.name, CANDIDATE, bundle, f"evaluated run {config.run}")
     _log(f"{spec.name}@{bundle}", report)
+    if record.logger == "mlflow":
+        mirror_model(store, record, f"{spec.name}@{bundle}")
     return EvaluationResult(
         f"{spec.name}@{bundle}", store.locate(run_key(config.run, "report.html")), report.headline, report.findings
     )
