@@ -26,8 +26,8 @@ from historay.errors import ConfigError, NotFound
 from historay.log import log_event, setup_logging
 from historay.ray_session import connect_ray
 from historay.storage import open_store
-from historay.training.checkpoint import drop_checkpoints
-from historay.training.run import read_metrics, read_run
+from historay.training.mlflow_mirror import end_runs
+from historay.training.run import read_metrics, read_run, run_key
 from historay.training.search_callbacks import EPOCH, OBJECTIVE, Bounds, PruningSearch, Recorder, ReportBest, explained
 from historay.training.search_settings import (
     DRIVER_CPUS,
@@ -93,6 +93,7 @@ def run_trials(search: Search) -> list[TrialRecord]:
     """
     config, trials = search.config, read_trials(search.store, search.config.search)
     if num_ended(trials) >= config.max_trials:
+        _tidy(search, trials)  # a driver that was killed at the end has not
         return trials
     connect_ray()
     concurrent = concurrency(search)
@@ -279,9 +280,11 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def _tidy(search: Search, trials: list[TrialRecord]) -> None:
-    """Removes Tune's own state and the checkpoints of ended trials: nothing goes on from either."""
-    for item in search.store.list(search_key(search.config.search, "tune")):
-        search.store.delete(item.key)
-    for trial in trials:
-        if trial.status != "running":
-            drop_checkpoints(search.store, trial.run, keep=set())
+    """Removes Tune's own state and the checkpoints of ended trials, which nothing goes on from, and ends their mirrors."""
+    ended = [trial for trial in trials if trial.status != "running"]
+    dropped = [run_key(trial.run, "checkpoints") for trial in ended]
+    for prefix in [search_key(search.config.search, "tune"), *dropped]:
+        for item in search.store.list(prefix):
+            search.store.delete(item.key)
+    if search.base.logger == "mlflow":
+        end_runs([read_run(search.store, trial.run) for trial in ended if trial.curve])
