@@ -23,10 +23,10 @@ Event = dict[str, Any]
 class Sink(Protocol):
     """Where the figures go besides the log."""
 
-    def write(self, found: Event) -> None:
+    def write(self, found: Event, /) -> None:
         """Takes an epoch's figures."""
 
-    def close(self, status: Status) -> None:
+    def close(self, status: Status, /) -> None:
         """Hears how the run ended."""
 
 
@@ -126,10 +126,10 @@ def _open_sink(config: TrainConfig, record: RunRecord, store: Store) -> Sink:
 
 
 class _Nowhere:
-    def write(self, found: Event) -> None:
+    def write(self, _: Event) -> None:
         """Drops it."""
 
-    def close(self, status: Status) -> None:
+    def close(self, _: Status) -> None:
         """Nothing is open."""
 
 
@@ -150,6 +150,6 @@ class _TensorBoard:
         for file in Path(self.folder.name).iterdir():
             self.store.write(run_key(self.run, f"tensorboard/{file.name}"), file.read_bytes())
 
-    def close(self, status: Status) -> None:
+    def close(self, _: Status) -> None:
         self.writer.close()
         self.folder.cleanup()
