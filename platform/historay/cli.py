@@ -98,8 +98,8 @@ def _search(arguments: list[str]) -> None:
     from historay.training.search_settings import SearchConfig
 
     examples = (
-        "  historay search jobs/configs/pcam-search.yaml\n"
-        "  historay search jobs/configs/pcam-search.yaml --resume --max-hours 2"
+        "  historay search jobs/configs/pcam-tiny-search.yaml\n"
+        "  historay search jobs/configs/pcam-tiny-search.yaml --resume --max-hours 2"
     )
     config = SearchConfig.from_command_line(arguments, "historay search", examples)
     selection = search(config)
@@ -298,7 +298,7 @@ def _models_promote(
         reason: Why; kept in the alias's history.
         store: Local path or s3://bucket/prefix.
         policy: YAML of the gate's bounds; jobs/configs/gate.yaml shows all. The defaults if not given.
-        force: Why a model that the gate refuses is promoted all the same; stays in the history and beside the model card.
+        force: Why a model that the gate refuses is promoted all the same; stays in the history and with the model card.
     """
     from historay.models.gate import GatePolicy, refusals
     from historay.models.registry import PRODUCTION
