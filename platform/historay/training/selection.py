@@ -98,11 +98,16 @@ def score(values: Sequence[float]) -> tuple[float | None, float | None, float | 
 
 
 def rank(finalists: Sequence[Finalist], monitor: Monitor) -> list[Finalist]:
-    """Returns the finalists by their mean, the best first; of equals the one whose trial was better comes first."""
+    """Returns the finalists by their mean, the best first; of equals the one whose trial was better comes first.
+
+    One of which a run failed comes after those of which fewer did: its mean is over the runs, or the folds, that were kind.
+    """
     sign = 1.0 if direction(monitor) == "min" else -1.0
-    valued = [(sign * one.mean, sign * one.searched, one) for one in finalists if one.mean is not None]
-    without = [one for one in finalists if one.mean is None]
-    return [one for _, _, one in sorted(valued, key=lambda entry: entry[:2])] + without
+
+    def key(one: Finalist) -> tuple[int, float, float]:
+        return len(one.failed), float("inf") if one.mean is None else sign * one.mean, sign * one.searched
+
+    return sorted(finalists, key=key)
 
 
 def _compare(search: Search, trials: Sequence[TrialRecord]) -> Selection:
