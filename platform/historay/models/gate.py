@@ -157,7 +157,7 @@ def _incumbent(policy: GatePolicy, facts: GateFacts) -> list[Check]:
         return [Check(name, True, "nothing in production" if incumbent is None else "it is production", "nothing to compare")]
     wanted = f"lower end of the difference above {policy.min_gain_over_incumbent:.3f}"
     if incumbent.dataset_digest != facts.dataset_digest or incumbent.difference is None:
-        found = f"{incumbent.version} was judged on other test tiles; evaluate both on the same data set version"
+        found = f"{incumbent.version} was judged on other test tiles; historay evaluate --dataset judges on the same"
         return [Check(name, False, found, wanted)]
     compared = {f"{name} (patients)": incumbent.difference}
     if incumbent.delong is not None:
