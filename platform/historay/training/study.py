@@ -66,6 +66,7 @@ class Search(NamedTuple):
     space: dict[str, BaseDistribution]
     store: Store
     record: SearchRecord
+    deadline: float  # of time.monotonic()
 
     @property
     def monitor(self) -> Monitor:
