@@ -310,7 +310,7 @@ def _models_promote(
         reason: Why; kept in the alias's history.
         store: Local path or s3://bucket/prefix.
         policy: YAML of the gate's bounds; jobs/configs/gate.yaml shows all. The defaults if not given.
-        force: Why a model that the gate refuses is promoted all the same; stays in the history and beside the model card.
+        force: Why a model that the gate refuses is promoted all the same; stays in the history and with the model card.
     """
     from historay.models.gate import GatePolicy, refusals
     from historay.models.registry import PRODUCTION

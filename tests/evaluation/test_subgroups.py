@@ -1,6 +1,7 @@
 """Subgroups: the same figures on fewer tiles, the bad one found, chance not mistaken for it, and no patient named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,21 @@ def test_a_group_s_figures_are_those_of_its_tiles_alone() -> None:
         assert group.sensitivity.value == pytest.approx(sklearn.metrics.recall_score(label, probability >= 0.5), abs=1e-12)
         rest = sklearn.metrics.roc_auc_score(found.labels[~rows], found.probabilities[~rows, 1])
         assert group.gap.value == pytest.approx(group.roc_auc.value - rest, abs=1e-12)
+
+
+def test_groups_beyond_the_20_largest_keep_their_values_alone_and_the_small_are_only_counted() -> None:
+    found = predictions(num_patients=60)
+    sites = np.array([f"{number % 25:02d}" for number in np.repeat(np.arange(60), 40)])
+    sites[sites == "24"] = np.where(np.arange((sites == "24").sum()) < 29, "24", "00")
+    judged = column(replace(found, sites=sites), "site")
+    assert (len(judged.groups), judged.num_small) == (20, 1)
+    assert {group.name for group in judged.groups} | {group.name for group in judged.further} == set(sites) - {"24"}
+    for group in judged.further:
+        rows = sites == group.name
+        label, probability = found.labels[rows], found.probabilities[rows, 1]
+        assert group.num_tiles == rows.sum()
+        assert group.roc_auc == pytest.approx(sklearn.metrics.roc_auc_score(label, probability), abs=1e-12)
+        assert group.accuracy == pytest.approx(sklearn.metrics.accuracy_score(label, probability >= 0.5), abs=1e-12)
 
 
 def test_a_site_where_the_network_fails_is_named_and_no_other_column_is_blamed() -> None:

@@ -96,6 +96,12 @@ def test_a_floor_that_cannot_be_read_is_refused_with_its_text(text: str) -> None
         GatePolicy.from_mapping({"subgroup_floors": (text,)}, "gate.yaml")
 
 
+@pytest.mark.parametrize("metric", ["brier", "nll", "ece_mass", "risk", "aurc", "abstained"])
+def test_a_figure_of_which_less_is_better_is_refused_as_the_metric(metric: str) -> None:
+    with pytest.raises(ConfigError, match=f"{metric}.*roc_auc"):
+        GatePolicy.from_mapping({"metric": metric}, "gate.yaml")
+
+
 @given(low=st.floats(0, 1), floor=st.floats(0, 1), stricter=st.floats(0, 1))
 def test_a_stricter_floor_never_lets_through_what_a_laxer_one_refuses(low: float, floor: float, stricter: float) -> None:
     facts = GOOD._replace(figure=Interval(1.0, low, 1.0))

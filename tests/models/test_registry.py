@@ -6,9 +6,9 @@ import threading
 import pytest
 from bundles import PROBES, SPEC, network
 
-from historay.errors import BundleError, ConfigError
+from historay.errors import BundleError, ConfigError, Conflict
 from historay.models.bundle import save_bundle
-from historay.models.registry import describe_model, list_models, resolve, rollback, set_alias
+from historay.models.registry import Terms, describe_model, list_models, resolve, rollback, set_alias
 from historay.storage import LocalStore
 
 
@@ -45,6 +45,32 @@ def test_rolling_back_names_the_version_before_and_keeps_the_history(store: Loca
     assert moved.version == versions[0]
     assert [move.version for move in moved.history] == [versions[0], versions[1], versions[0]]
     assert moved.history[-1].reason == "it was worse"
+
+
+def test_rolling_back_again_goes_further_back_and_not_to_what_was_just_left(store: LocalStore, versions: list[str]) -> None:
+    for version in versions:
+        set_alias(store, "demo", "production", version, "promoted")
+    assert rollback(store, "demo", "production", "broken").version == versions[1]
+    assert rollback(store, "demo", "production", "this one too").version == versions[0]
+    with pytest.raises(BundleError, match="nothing to go back to"):
+        rollback(store, "demo", "production", "and this")
+    set_alias(store, "demo", "production", versions[2], "mended elsewhere")
+    assert rollback(store, "demo", "production", "it was not").version == versions[0]
+    told = store.read(f"models/demo/{versions[0]}/PROMOTIONS.md").decode()
+    assert told.count("it was not") == told.count("this one too") == 1
+
+
+def test_an_alias_that_was_moved_meanwhile_is_left_where_it_is(store: LocalStore, versions: list[str]) -> None:
+    set_alias(store, "demo", "production", versions[0], "first", Terms(expected=None))
+    with pytest.raises(Conflict, match=f"was moved to {versions[0]} since it was unset"):
+        set_alias(store, "demo", "production", versions[1], "second", Terms(expected=None))
+    assert resolve(store, "demo@production") == ("demo", versions[0])
+    assert set_alias(store, "demo", "production", versions[1], "second", Terms(expected=versions[0])).version == versions[1]
+
+
+def test_a_move_without_a_reason_is_refused(store: LocalStore, versions: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--reason is empty"):
+        set_alias(store, "demo", "production", versions[0], " ")
 
 
 def test_there_is_nothing_to_roll_back_to_after_one_promotion(store: LocalStore, versions: list[str]) -> None:

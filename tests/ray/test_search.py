@@ -3,20 +3,21 @@
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 import yaml
-from processes import COMMAND, environment, historay, kill_all, leftovers, processes_of, wait_until
+from processes import COMMAND, environment, historay, kill_all, processes_of, wait_for_an_empty_cluster, wait_until
 
 from historay.data.dataset import Dataset
 from historay.errors import ConfigError
 from historay.training.run import read_metrics, read_run
 from historay.training.search_run import search
-from historay.training.search_settings import SearchConfig
+from historay.training.search_settings import SearchConfig, trial_run
 from historay.training.selection import read_selection
 from historay.training.settings import TrainConfig
-from historay.training.study import TrialRecord, read_trials
+from historay.training.study import TrialRecord, read_trials, write_trial
 
 # Ray's own deprecation warnings are not ours to mend.
 pytestmark = [
@@ -82,7 +83,7 @@ def test_the_winning_yaml_is_what_train_takes(dataset: Dataset, searched: Search
 
 
 def test_nothing_is_left_on_the_cluster(searched: SearchConfig) -> None:
-    wait_until(lambda: not leftovers(), 60, f"the end of {leftovers()}")
+    wait_for_an_empty_cluster()
 
 
 def test_a_concluded_search_is_not_done_again_and_cannot_be_extended(dataset: Dataset, searched: SearchConfig) -> None:
@@ -128,6 +129,29 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(dataset: Dataset, tmp_path: P
     assert "Traceback" not in told
     wait_until(lambda: not processes_of(tmp_path), 60, f"the end of {processes_of(tmp_path)}")
     assert dataset.store.exists("searches/stopped/search.html")
+
+
+def test_finalists_stop_when_the_time_is_up_or_at_ctrl_c_and_leave_nothing_on_the_cluster(
+    dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_search(tmp_path, dataset, "late", {"lr": [1e-3, 2e-3]}, max_trials=1, final_epochs=500)
+    config, run = SearchConfig.from_yaml(str(path)), trial_run("late", {"lr": 1e-3})
+    known = {"number": 0, "run": run, "params": {"lr": 1e-3}, "curve": (0.5, 0.6, 0.7)}
+    write_trial(dataset.store, "late", TrialRecord.model_validate({**known, "status": "complete", "started": "earlier"}))
+
+    def interrupt() -> None:
+        wait_until(lambda: bool(read_metrics(dataset.store, f"{run}-seed1")), 600, "the finalist's first epoch")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with caplog.at_level("INFO", logger="historay"):
+        assert search(config.model_copy(update={"max_hours": 1e-9})) is None
+        assert not dataset.store.exists(f"runs/{run}-seed1/run.json")
+        threading.Thread(target=interrupt, daemon=True).start()
+        assert search(config.model_copy(update={"resume": True})) is None
+    assert caplog.text.count("the same command with --resume goes on") == 2
+    assert dataset.store.exists("searches/late/search.html")
+    assert read_run(dataset.store, f"{run}-seed1").status == "running"
+    wait_for_an_empty_cluster()
 
 
 def test_folds_of_patients_leave_a_prediction_of_every_tile_by_a_model_that_never_saw_it(

@@ -41,7 +41,7 @@ def textures(store: Store, num_patients: int = 8, tiles_each: int = 4) -> Datase
     return written(store, rows)
 
 
-def written(store: Store, rows: Iterable[dict[str, object]]) -> Dataset:
+def written(store: Store, rows: Iterable[dict[str, object]], version: str = "0" * 16) -> Dataset:
     """Packs rows into shards and writes manifest and record."""
     frame = pd.DataFrame(rows)
     schema = pa.schema([field for field in TILE_SCHEMA if field.name != "bytes"]).append(pa.field("num_bytes", pa.int64()))
@@ -49,8 +49,8 @@ def written(store: Store, rows: Iterable[dict[str, object]]) -> Dataset:
     frame = frame.assign(shard=placed["shard"].to_pandas(), row=placed["row"].to_pandas())
     names = frame.groupby("split")["shard"].unique()
     record = DatasetRecord(
-        name="small", version="0" * 16, digest="0" * 64, classes=("a", "b"), num_tiles=frame["split"].value_counts().to_dict(),
-        num_quarantined=0, num_patients=frame["patient"].nunique(),
+        name="small", version=version, digest=version * 4, classes=("a", "b"),
+        num_tiles=frame["split"].value_counts().to_dict(), num_quarantined=0, num_patients=frame["patient"].nunique(),
         shards={split: tuple(f"shards/{one}.parquet" for one in sorted(shards)) for split, shards in names.items()},
         leaks=(), confounds=(), split_rule="a test", mpp=0.5, tile_px=(96, 96), source="-", layout="folder", seed=0,
         created="2026-01-01T00:00:00+00:00", historay="0",

@@ -20,23 +20,27 @@ def cohort(
     shortcut: float = 0.3,
     sharpness: float = 1.0,
     bad_site: float = 0.0,
+    which_bad: int = 0,
+    num_sites: int = 4,
 ) -> Evidence:
     """Calibrated probabilities of AUC about 0.93 for ``sharpness`` 1.
 
     Args:
         seed: of all that is drawn.
-        num_patients: each of one of four sites and two scanners, with two slides.
+        num_patients: each of one of ``num_sites`` sites and two scanners, with two slides.
         tiles: of each patient.
         shortcut: signal of the colour baseline, in standard deviations; the model's own is about 2.
         sharpness: factor on the model's logits; above 1 it is too sure.
-        bad_site: standard deviation of noise on the logits at site-0.
+        bad_site: standard deviation of noise on the logits at one site.
+        which_bad: the number of that site.
+        num_sites: of the cohort.
     """
     generator = np.random.default_rng([7, seed])
     num = num_patients * tiles
     patient = np.repeat(np.arange(num_patients), tiles)
     logit = 3 * generator.normal(size=num) + 0.3 * np.repeat(generator.normal(size=num_patients), tiles)
     labels = (generator.random(num) < 1 / (1 + np.exp(-logit))).astype(np.int64)
-    said = sharpness * logit + np.where(patient % 4 == 0, bad_site, 0) * generator.normal(size=num)
+    said = sharpness * logit + np.where(patient % num_sites == which_bad, bad_site, 0) * generator.normal(size=num)
     ids = np.array([f"{number:06d}" for number in range(num)])
     predictions = Predictions(
         ids,
@@ -45,7 +49,7 @@ def cohort(
         np.array([f"patient-{number:04d}" for number in patient]),
         ("normal", "tumour"),
         slides=np.array([f"patient-{number:04d}-{tile % 2}" for tile, number in enumerate(patient)]),
-        sites=np.array([f"site-{number % 4}" for number in patient]),
+        sites=np.array([f"site-{number % num_sites}" for number in patient]),
         scanners=np.array([f"scanner-{number % 2}" for number in patient]),
         mpps=np.full(num, 0.5),
     )

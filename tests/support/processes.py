@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 COMMAND = Path(sys.executable).with_name("historay")
@@ -57,12 +58,19 @@ def kill_all(home: Path) -> None:
 def leftovers() -> list[str]:
     """What the cluster still holds: placement groups, and actors of trials, runs and their workers."""
     import ray
-    from ray.util.state import list_actors
+    import ray._private.state  # GCS itself: ray.util.state asks the dashboard, which a busy machine may not have started
 
     groups = [name for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"]
-    names = {"TrainController", "RayTrainWorker", "ImplicitFunc"}
-    actors = [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000)]
+    names = {"TrainController", "RayTrainWorker", "ImplicitFunc", "_QueueActor"}
+    actors = [actor["ActorClassName"] for actor in ray._private.state.actors(actor_state_name="ALIVE").values()]
     return groups + [actor for actor in actors if actor.rsplit(".", 1)[-1] in names]
+
+
+def wait_for_an_empty_cluster(timeout_s: float = 60) -> None:
+    """Waits until nothing of a search is left, and says what is if it stays."""
+    with suppress(AssertionError):
+        wait_until(lambda: not leftovers(), timeout_s, "an empty cluster")
+    assert leftovers() == []
 
 
 def wait_until(happened: Callable[[], bool], timeout_s: float, what: str) -> None:

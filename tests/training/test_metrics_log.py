@@ -24,6 +24,7 @@ def follow_two_epochs(store: LocalStore, logger: str) -> None:
         for step in (1, 2, 3):
             events.put({"epoch": epoch, "step": step, "of": 3})
         events.put({"metrics": metrics_of(epoch)})
+    events.put({"finished": True})
     done = threading.Event()
     done.set()
     config = TrainConfig(run="r", dataset="d", epochs=2, logger=logger)  # type: ignore[arg-type]
@@ -63,7 +64,7 @@ def test_mlflow_gets_the_settings_and_each_epochs_figures(
     experiment = client.get_experiment_by_name("historay")
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
-    assert found.info.run_name == "r"
+    assert (found.info.run_name, found.info.status) == ("r", "FINISHED")
     assert found.data.params == {"lr": "0.001", "model": "small_cnn", "epochs": "2"}
     assert [metric.value for metric in client.get_metric_history(found.info.run_id, "val_auc")] == [0.1, 0.2]
 

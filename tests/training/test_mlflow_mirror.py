@@ -11,7 +11,7 @@ from records import RECORD
 
 from historay.models.bundle import save_bundle
 from historay.storage import LocalStore
-from historay.training.mlflow_mirror import mirror_model, open_mirror
+from historay.training.mlflow_mirror import Mirror, end_runs, mirror_model
 
 # MLflow's client of its own libraries.
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(900)]
@@ -45,12 +45,26 @@ def runs_of(client: Any, name: str) -> list[Any]:
 
 
 def test_a_run_that_is_resumed_stays_one_run_with_its_params_and_every_epoch(client: Any) -> None:
-    open_mirror(RECORD)(epoch(1))
-    open_mirror(RECORD)(epoch(2))
+    for number, status in ((1, "FAILED"), (2, "FINISHED")):
+        mirror = Mirror(RECORD)
+        mirror.write(epoch(number))
+        assert runs_of(client, "r")[0].info.status == "RUNNING"
+        mirror.close(status)  # type: ignore[arg-type]
+        assert runs_of(client, "r")[0].info.status == status
     (run,) = runs_of(client, "r")
     assert run.data.params == {"lr": "0.001", "model": "small_cnn", "epochs": "2"}
     assert [metric.value for metric in client.get_metric_history(run.info.run_id, "val_auc")] == [0.1, 0.2]
-    assert run.info.status == "FINISHED"
+
+
+def test_a_run_whose_process_was_killed_is_ended_afterwards_and_one_that_ended_by_itself_stays_as_it_is(client: Any) -> None:
+    killed, ended, unknown = (RECORD.model_copy(update={"run": name}) for name in ("killed", "ended", "unknown"))
+    Mirror(killed).write(epoch(1))
+    mirror = Mirror(ended)
+    mirror.write(epoch(1))
+    mirror.close("FAILED")
+    end_runs([killed, ended, unknown])
+    assert [run.info.status for name in ("killed", "ended") for run in runs_of(client, name)] == ["KILLED", "FAILED"]
+    assert runs_of(client, "unknown") == []
 
 
 def test_a_bundle_becomes_artefacts_and_a_registered_version_that_names_ours(
@@ -71,22 +85,28 @@ def test_a_bundle_becomes_artefacts_and_a_registered_version_that_names_ours(
             assert Path(folder, name).read_bytes() == store.read(item.key)
 
 
-def test_a_dead_server_is_reported_and_changes_nothing(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "uri",
+    ["http://127.0.0.1:9", "file:///nowhere", "foo://x"],
+    ids=["nobody listens on the port of discard", "files are refused", "a scheme that is not known"],
+)
+def test_a_dead_server_or_a_wrong_address_is_reported_and_changes_nothing(
+    uri: str, store: LocalStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import mlflow
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    mlflow.set_tracking_uri("http://127.0.0.1:9")  # nobody listens on the port of "discard"
+    mlflow.set_tracking_uri(uri)
     version = save_bundle(store, SPEC, network(), {}, PROBES)
     with caplog.at_level("INFO", logger="historay"):
-        write = open_mirror(RECORD)
-        write(epoch(1))
-        write(epoch(2))
+        mirror = Mirror(RECORD)
+        mirror.write(epoch(1))
+        mirror.write(epoch(2))
+        mirror.close("FINISHED")
         assert mirror_model(store, RECORD, f"{SPEC.name}@{version}") is None
     mlflow.set_tracking_uri(None)
     told = [record.message for record in caplog.records if "mlflow failed" in record.message]
-    assert [text.split(",")[1].split()[0] for text in told] == ["mirror", "model"], "one line for the run, one for the model"
+    assert len(told) == 2, "one line for the run, one for the model"
 
 
 def test_without_mlflow_a_run_goes_on_and_the_way_to_install_it_is_said(
@@ -94,6 +114,6 @@ def test_without_mlflow_a_run_goes_on_and_the_way_to_install_it_is_said(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
     with caplog.at_level("INFO", logger="historay"):
-        open_mirror(RECORD)(epoch(1))
+        Mirror(RECORD).write(epoch(1))
         assert mirror_model(store, RECORD, "m@0") is None
     assert "pip install historay[mlflow]" in caplog.text

@@ -1,16 +1,18 @@
 """Real reports of cohorts with planted faults: the gate lets the sound model through and refuses each other by its fault."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Barrier
 
 import pytest
 from bundles import PROBES, SPEC, network
 from evidence import cohort
 
-from historay.errors import BundleError, ConfigError
+from historay.errors import BundleError, ConfigError, Conflict
 from historay.evaluation.assessment import Assessment, Policy, assess
 from historay.evaluation.flow import Flow
 from historay.evaluation.report import Provenance, Report, make_report
-from historay.models.bundle import save_bundle
+from historay.models.bundle import CARD, load_bundle, save_bundle
 from historay.models.gate import GatePolicy, refusals
 from historay.models.registry import describe_model, resolve, rollback
 from historay.storage import LocalStore
@@ -22,14 +24,22 @@ FLOW = Flow(num_found=1, quarantined={}, num_kept=1, num_duplicates={}, splits={
 
 
 @cache
-def judged(faults: tuple[tuple[str, float], ...]) -> Assessment:
+def judged(faults: tuple[tuple[str, float], ...], positive_class: str | None = None) -> Assessment:
     changes = dict(faults)
-    return assess(cohort(0, **changes).predictions, cohort(1, **changes), Policy(num_resamples=300))  # type: ignore[arg-type]
+    validation, test = cohort(0, **changes), cohort(1, **changes)  # type: ignore[arg-type]
+    return assess(validation.predictions, test, Policy(num_resamples=300, positive_class=positive_class))
 
 
-def evaluated(store: LocalStore, seed: int, leaks: tuple[str, ...] = (), digest: str = "0" * 64, **faults: float) -> str:
+def evaluated(
+    store: LocalStore,
+    seed: int,
+    leaks: tuple[str, ...] = (),
+    digest: str = "0" * 64,
+    positive_class: str | None = None,
+    **faults: float,
+) -> str:
     """Saves a model with its report and test predictions, as an evaluation does, and returns its reference."""
-    assessment, run = judged(tuple(sorted(faults.items()))), f"run-{seed}"
+    assessment, run = judged(tuple(sorted(faults.items())), positive_class), f"run-{seed}"
     provenance = Provenance(
         model="demo",
         run=run,
@@ -71,7 +81,51 @@ def test_a_sound_model_is_promoted_and_its_move_says_that_the_gate_was_passed(st
     assert {"site:site-0", "scanner:scanner-1"} <= {check.name for check in done.checks}
     assert resolve(store, "demo@production") == ("demo", reference.partition("@")[2])
     (move,) = describe_model(store, reference)["aliases"]["production"]
-    assert (move["reason"], move["gate"]) == ("the first", {"overridden": (), "why": None})
+    assert (move["reason"], move["gate"]["overridden"], move["gate"]["why"]) == ("the first", (), None)
+    assert move["gate"]["policy"] == GATE.model_dump(mode="json")
+    assert all(text.startswith("passed ") for text in move["gate"]["checks"])
+
+
+def test_bounds_that_were_loosened_for_a_promotion_stand_in_its_record(store: LocalStore) -> None:
+    loose = GatePolicy(max_calibration_error=0.5, min_subgroup=0.1)
+    reference = evaluated(store, 1)
+    assert promote(store, reference, loose, "with bounds of my own").promoted
+    name, _, version = reference.partition("@")
+    told = store.read(f"models/{name}/{version}/PROMOTIONS.md").decode()
+    assert "bounds other than the defaults: max_calibration_error=0.5, min_subgroup=0.1" in told
+    (move,) = describe_model(store, reference)["promotions"]
+    assert move["gate"]["policy"]["min_subgroup"] == 0.1
+    assert "passed calibration error: " in "; ".join(move["gate"]["checks"])
+    card = load_bundle(store, name, version).documents[CARD].decode()
+    assert card.startswith("# Model card")
+    assert told in card
+
+
+def test_a_model_is_not_promoted_over_one_that_it_was_not_compared_with(store: LocalStore) -> None:
+    both = [evaluated(store, 1), evaluated(store, 2)]
+    together = Barrier(2)
+
+    def promoted(reference: str) -> bool:
+        together.wait()
+        try:
+            return promote(store, reference, GATE, "at the same time").promoted
+        except Conflict:
+            return False
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(promoted, both)) == [False, True]
+    assert len(describe_model(store, "demo@production")["aliases"]["production"]) == 1
+
+
+def test_a_model_of_another_positive_class_is_not_let_past_the_delong_check(store: LocalStore) -> None:
+    promote(store, evaluated(store, 1, bad_site=3.0), GatePolicy(min_subgroup=0.5), "the first")
+    other = promote(store, evaluated(store, 2, positive_class="normal"), GATE, "another ranking")
+    assert "better than production (DeLong)" in refused(other)
+
+
+def test_a_bad_site_beyond_the_20_largest_is_refused_like_any_other(store: LocalStore) -> None:
+    reference = evaluated(store, 1, num_sites=22, which_bad=21, bad_site=9.0)
+    assert "site:site-21" in refused(promote(store, reference, GatePolicy(min_subgroup=0.75), "try"))
 
 
 @pytest.mark.parametrize(

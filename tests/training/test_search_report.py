@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,10 @@ def test_the_live_table_shows_the_best_first_then_the_running_and_what_is_left()
     progress.trials = {trial.run: trial for trial in [*ended, running]}
     assert progress.left_s(0.0) == pytest.approx((60 - 41) * 10 / 2)
     assert progress.left_s(9_990.0) == pytest.approx(10.0)
+    repeated = progress.trials | {
+        ended[0].run: ended[0].model_copy(update={"times": 20})
+    }  # a small space: Optuna repeats itself
+    assert replace(progress, trials=repeated).left_s(0.0) == pytest.approx(0.0)
     console = Console(width=160, file=io.StringIO())
     with console.capture() as captured:
         console.print(table(progress, 0.0))

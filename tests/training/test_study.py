@@ -100,6 +100,8 @@ def test_a_search_with_other_settings_is_refused_and_one_with_more_room_is_not()
     resumed = CONFIG.model_copy(update={"resume": True})
     moved = BASE.model_copy(update={"cpus_per_worker": 4, "store": "s3://elsewhere", "logger": "mlflow"})
     refuse_other(record(), record(base=base_settings(moved, "d@1")), resumed, 3)
+    younger = {name: value for name, value in base_settings(BASE, "d@1").items() if name != "stain_normalisation"}
+    refuse_other(record(base=younger), record(), resumed, 3)  # begun before there was that setting
     longer = BASE.model_copy(update={"epochs": 30})
     with pytest.raises(ConfigError, match="epochs was 10, now 30; space was"):
         refuse_other(record(), record(base=base_settings(longer, "d@1"), space={"lr": [1, 3]}), resumed, 3)

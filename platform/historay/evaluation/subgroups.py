@@ -48,6 +48,15 @@ class Subgroup(_Result):
     p_adjusted: float | None  # that there is no gap; Holm over the column
 
 
+class FurtherGroup(_Result):
+    """A group beyond the 20 largest: its figures alone, neither interval nor comparison."""
+
+    name: str
+    num_tiles: int
+    roc_auc: float | None  # None: it lacks a class
+    accuracy: float
+
+
 class SubgroupColumn(_Result):
     """All large enough groups of one column, the worst first."""
 
@@ -55,7 +64,8 @@ class SubgroupColumn(_Result):
     criterion: Criterion  # by which they are ordered: ROC-AUC where every group has one
     level: float  # of each interval, so that all hold together
     groups: tuple[Subgroup, ...]
-    num_small: int  # groups of too few tiles, or beyond the 20 largest; in the rest of every comparison
+    further: tuple[FurtherGroup, ...] = ()  # beyond the 20 largest; in the rest of every comparison
+    num_small: int  # groups of too few tiles; in the rest of every comparison
     num_unknown: int  # tiles of which the column knows nothing; in no comparison
     worst: str | None  # None: fewer than two groups
     worst_differs: bool  # from the rest, at 5 % after Holm
@@ -179,8 +189,8 @@ def kish_number(tiles_G: NDArray[np.int64]) -> float:
 def _judge_column(case: _Case, column: str, value_N: NDArray[np.str_]) -> SubgroupColumn:
     known_N = value_N != UNKNOWN
     values, counts = np.unique(value_N[known_N], return_counts=True)
-    largest = np.argsort(-counts, kind="stable")[:MAX_GROUPS]
-    names = [str(values[row]) for row in largest if counts[row] >= MIN_TILES]
+    large = [str(values[row]) for row in np.argsort(-counts, kind="stable") if counts[row] >= MIN_TILES]
+    names, others = large[:MAX_GROUPS], large[MAX_GROUPS:]
     level = 1 - (1 - LEVEL) / max(len(names), 1)
     members = [value_N == name for name in names]
     own = [_own_figures(case, member_N, level) for member_N in members]
@@ -206,7 +216,8 @@ def _judge_column(case: _Case, column: str, value_N: NDArray[np.str_]) -> Subgro
         criterion=criterion,
         level=level,
         groups=tuple(ordered),
-        num_small=len(values) - len(names),
+        further=tuple(_further(case, name, value_N == name) for name in others),
+        num_small=len(values) - len(large),
         num_unknown=int((~known_N).sum()),
         worst=ordered[0].name if len(ordered) > 1 else None,
         worst_differs=len(ordered) > 1 and _is_worse(ordered[0]),
@@ -224,6 +235,19 @@ def _worst_patient(accuracy_P: Floats, num_tiles_P: NDArray[np.int64]) -> Estima
 
 def _is_worse(group: Subgroup) -> bool:
     return group.p_adjusted is not None and group.p_adjusted < 1 - LEVEL and (group.gap.value or 0.0) < 0
+
+
+def _further(case: _Case, name: str, member_N: NDArray[np.bool_]) -> FurtherGroup:
+    rows = np.flatnonzero(member_N)
+    one_n = np.ones(len(rows), dtype=np.int64)
+    parts = [metrics.roc_auc(ranking.positive_N[rows], ranking.probability_N[rows], one_n) for ranking in case.rankings]
+    auc = float(np.mean(parts))  # of no meaning where one class is undefined
+    return FurtherGroup(
+        name=name,
+        num_tiles=len(rows),
+        roc_auc=None if np.isnan(auc) else auc,
+        accuracy=float(case.right_N[rows].mean()),
+    )
 
 
 def _own_figures(case: _Case, member_N: NDArray[np.bool_], level: float) -> dict[str, Estimate]:

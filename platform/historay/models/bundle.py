@@ -41,6 +41,7 @@ _WEIGHTS = "model.safetensors"
 _SPEC = "model.json"
 CARD = "MODEL_CARD.md"
 REPORT = "report.html"
+PROMOTIONS = "PROMOTIONS.md"  # not of the bundle: written at each promotion
 _PROBES = "probes.safetensors"
 _SPACE = "input_gate.safetensors"
 
@@ -88,7 +89,7 @@ class Bundle:
     model: nn.Module  # in evaluation mode
     version: str
     probes: Probes
-    documents: Mapping[str, bytes] = field(default_factory=dict)  # CARD and REPORT, as far as it has them
+    documents: Mapping[str, bytes] = field(default_factory=dict)  # CARD (with PROMOTIONS) and REPORT, as far as it has them
     feature_space: FeatureSpace | None = None  # of the input gate
 
     @property
@@ -163,6 +164,8 @@ def load_bundle(store: Store, name: str, version: str, device: str = "cpu") -> B
         raise BundleError(f"{_where(store, name, version)}: {_WEIGHTS} does not fit {spec.architecture}: {error}") from None
     model = model.eval().requires_grad_(requires_grad=False).to(torch.device(device))
     documents = {file: files[file] for file in (CARD, REPORT) if file in files}
+    if store.exists(promotions := f"{bundle_prefix(name, version)}/{PROMOTIONS}"):
+        documents[CARD] += b"\n" + store.read(promotions)
     return Bundle(spec, averaged(model, spec.averaging), version, probes, documents, space)
 
 

@@ -4,18 +4,22 @@ Pure: plain values in, a table of checks out. A fact that nobody measured fails 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from historay.config import Config
 
+Metric = Literal[
+    "roc_auc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "macro_f1", "macro_recall"
+]
+
 
 class GatePolicy(Config):
     """What a model must have shown on its untouched test split before it may become production."""
 
-    metric: str = "roc_auc"
-    """Headline figure of the report that floors and comparisons are about."""
+    metric: Metric = "roc_auc"
+    """Headline figure of the report that floors and comparisons are about; of each, more is better."""
     accept_leaks: tuple[str, ...] = ()
     """Kinds of leak with which a model may still be promoted."""
     min_lower_bound: float = Field(default=0.8, ge=0, le=1)
@@ -57,7 +61,7 @@ class Incumbent(NamedTuple):
     version: str
     dataset_digest: str  # of the test that the incumbent was judged on
     difference: Interval | None  # paired bootstrap over patients; None: not judged on the same tiles
-    delong: Interval | None  # the same for ROC-AUC over tiles; None: the metric is another
+    delong: Interval | None  # the same for ROC-AUC over tiles; None: there is no such test of the metric
 
 
 class Subgroup(NamedTuple):
@@ -106,6 +110,19 @@ def refusals(checks: Sequence[Check]) -> list[str]:
     return [f"{check.name}: {check.found}; wanted {check.wanted}" for check in checks if not check.passed]
 
 
+def in_words(checks: Sequence[Check]) -> tuple[str, ...]:
+    """Returns one sentence per check, for the record."""
+    return tuple(
+        f"{'passed' if check.passed else 'REFUSED'} {check.name}: {check.found}; wanted {check.wanted}" for check in checks
+    )
+
+
+def own_bounds(policy: Mapping[str, Any]) -> str:
+    """Names the settings in which a policy that was recorded differs from the defaults; empty if in none."""
+    default = GatePolicy().model_dump(mode="json")
+    return ", ".join(f"{name}={value!r}" for name, value in policy.items() if value != default.get(name))
+
+
 def _leaks(policy: GatePolicy, facts: GateFacts) -> Check:
     kinds = [kind for kind in facts.leaks if kind not in policy.accept_leaks]
     wanted = f"none but {', '.join(policy.accept_leaks)}" if policy.accept_leaks else "none"
@@ -140,7 +157,7 @@ def _incumbent(policy: GatePolicy, facts: GateFacts) -> list[Check]:
         return [Check(name, True, "nothing in production" if incumbent is None else "it is production", "nothing to compare")]
     wanted = f"lower end of the difference above {policy.min_gain_over_incumbent:.3f}"
     if incumbent.dataset_digest != facts.dataset_digest or incumbent.difference is None:
-        found = f"{incumbent.version} was judged on other test tiles; evaluate both on the same data set version"
+        found = f"{incumbent.version} was judged on other test tiles; historay evaluate --dataset judges on the same"
         return [Check(name, False, found, wanted)]
     compared = {f"{name} (patients)": incumbent.difference}
     if incumbent.delong is not None:

@@ -5,12 +5,14 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from types import EllipsisType
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from historay.errors import BundleError, ConfigError, Conflict, NotFound
-from historay.models.bundle import bundle_prefix, read_spec
+from historay.models.bundle import PROMOTIONS, bundle_prefix, read_spec
+from historay.models.gate import own_bounds
 from historay.storage import Store
 
 PRODUCTION = "production"
@@ -35,15 +37,26 @@ class Move(BaseModel):
     who: str  # account name
     reason: str
     gate: "Gate | None" = None  # None: no gate was asked
+    back: bool = False  # by a rollback
 
 
 class Gate(BaseModel):
-    """What the promotion gate had against a move, and why it was made all the same."""
+    """What the promotion gate held against a move and by which bounds, and why it was made all the same."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     overridden: tuple[str, ...] = ()  # refusals; none: every check passed
     why: str | None = None
+    policy: dict[str, Any] = {}  # GatePolicy
+    checks: tuple[str, ...] = ()  # what was found, and what was wanted
+
+
+class Terms(NamedTuple):
+    """What else there is to a move of an alias."""
+
+    gate: Gate | None = None
+    back: bool = False
+    expected: str | EllipsisType | None = ...  # the only version that it may be moved from; None: it names none yet
 
 
 class Alias(BaseModel):
@@ -53,6 +66,9 @@ class Alias(BaseModel):
 
     version: str
     history: tuple[Move, ...]
+
+
+_FREE = Terms()
 
 
 @dataclass
@@ -93,8 +109,20 @@ def resolve(store: Store, reference: str) -> tuple[str, str]:
     raise BundleError(f"{store.uri}: model {name!r} has no {wanted or 'production or candidate'}; it has {there}")
 
 
-def set_alias(store: Store, name: str, alias: str, version: str, reason: str, gate: Gate | None = None) -> Alias:
-    """Moves an alias to a version that exists and adds the move to its history, whatever others do at the same time."""
+def set_alias(
+    store: Store,
+    name: str,
+    alias: str,
+    version: str,
+    reason: str,
+    terms: Terms = _FREE,
+) -> Alias:
+    """Moves an alias to a version that exists and adds the move to its history, whatever others do at the same time.
+
+    Raises Conflict if it no longer names what ``terms`` expect.
+    """
+    if not reason.strip():
+        raise ConfigError("--reason is empty: say why; it stays in the alias's history")
     for part in (name, alias):
         if not _NAME.fullmatch(part):
             raise ConfigError(f"{part!r}: names consist of a-z, 0-9, '.', '_' and '-', and begin with a letter or digit")
@@ -106,8 +134,12 @@ def set_alias(store: Store, name: str, alias: str, version: str, reason: str, ga
         except NotFound:
             current, tag = None, None
         previous = current.version if current else None
+        if terms.expected not in (..., previous):
+            raise Conflict(f"{name}@{alias} was moved to {previous} since it was {terms.expected or 'unset'}; try again")
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        move = Move(version=version, previous=previous, when=now, who=_account(), reason=reason, gate=gate)
+        move = Move(
+            version=version, previous=previous, when=now, who=_account(), reason=reason, gate=terms.gate, back=terms.back
+        )
         moved = Alias(version=version, history=(*(current.history if current else ()), move))
         try:
             store.swap(_alias_key(name, alias), moved.model_dump_json(indent=2).encode(), expected=tag)
@@ -118,18 +150,31 @@ def set_alias(store: Store, name: str, alias: str, version: str, reason: str, ga
 
 
 def rollback(store: Store, name: str, alias: str, reason: str) -> Alias:
-    """Moves an alias back to the version that it named before the present one."""
+    """Moves an alias back to the version that it named before the present one, and once more to the one before that."""
     try:
         current, _ = _read_alias(store, name, alias)
     except NotFound:
         raise BundleError(f"{store.uri}: model {name!r} has no alias {alias!r}") from None
-    before = [move.previous for move in current.history if move.version == current.version and move.previous]
-    earlier = [version for version in before if version != current.version]
-    if not earlier:
+    before = _before(current)
+    if not before:
         raise BundleError(
             f"{store.uri}: {name}@{alias} has named no other version than {current.version}; nothing to go back to"
         )
-    return set_alias(store, name, alias, earlier[-1], reason)
+    moved = set_alias(store, name, alias, before[-1], reason, Terms(back=True, expected=current.version))
+    if alias == PRODUCTION:
+        write_promotions(store, name, moved.version)
+    return moved
+
+
+def _before(alias: Alias) -> list[str]:
+    """Returns the versions that lie below the present one, the last one on top: what was left by a rollback is gone."""
+    stack: list[str] = []
+    for move in alias.history:
+        while move.back and stack and stack[-1] != move.version:
+            stack.pop()
+        if not stack or stack[-1] != move.version:
+            stack.append(move.version)
+    return stack[:-1]
 
 
 def production_of(store: Store, name: str) -> str | None:
@@ -143,27 +188,38 @@ def production_of(store: Store, name: str) -> str | None:
 def write_promotions(store: Store, name: str, version: str) -> None:
     """Writes PROMOTIONS.md beside a version's model card: when, by whom and why it went into production, gate and all.
 
-    The card itself is sealed in the bundle; this is made again from the alias's history at each promotion.
+    The card itself is sealed in the bundle; this is made again from the alias's history at each promotion, and the endpoint
+    shows it at the card's end.
     """
     moves = [move for move in _read_alias(store, name, PRODUCTION)[0].history if move.version == version]
     lines = [f"# Promotions of {name}@{version}", ""]
     for move in moves:
         lines.append(f"- {move.when}, by {move.who}: {move.reason}")
+        if move.gate is not None and (own := own_bounds(move.gate.policy)):
+            lines.append(f"  - bounds other than the defaults: {own}")
         if move.gate is not None and move.gate.overridden:
             lines += [f"  - **FORCED past the gate**: {move.gate.why}"]
             lines += [f"  - refused by {refusal}" for refusal in move.gate.overridden]
-    store.write(f"{bundle_prefix(name, version)}/PROMOTIONS.md", ("\n".join(lines) + "\n").encode())
+    store.write(f"{bundle_prefix(name, version)}/{PROMOTIONS}", ("\n".join(lines) + "\n").encode())
 
 
 def describe_model(store: Store, reference: str) -> dict[str, Any]:
-    """Returns what model.json says but its arrays, with the version and the history of each alias that names it."""
+    """Returns what model.json says but its arrays, the history of each alias that names it, and its own promotions."""
     name, version = resolve(store, reference)
     aliases = {}
     for alias, named in list_models(store)[name].aliases.items():
         if named == version:
             aliases[alias] = [move.model_dump() for move in _read_alias(store, name, alias)[0].history]
     spec = read_spec(store, name, version).model_dump(mode="json", exclude=_ARRAYS)
-    return {"version": version, **spec, "aliases": aliases}
+    return {"version": version, **spec, "aliases": aliases, "promotions": _promotions(store, name, version)}
+
+
+def _promotions(store: Store, name: str, version: str) -> list[dict[str, Any]]:
+    try:
+        history = _read_alias(store, name, PRODUCTION)[0].history
+    except NotFound:
+        return []
+    return [move.model_dump() for move in history if move.version == version]
 
 
 def _alias_key(name: str, alias: str) -> str:

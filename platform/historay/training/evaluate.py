@@ -29,10 +29,12 @@ from historay.models.averaging import Averaging, averaged
 from historay.models.bundle import BundleSpec, Probes, make_probes, save_bundle, weights_digest
 from historay.models.registry import CANDIDATE, set_alias
 from historay.storage import open_store
+from historay.training.mlflow_mirror import mirror_model
 from historay.training.passes import fit_shortcuts, gather, read_origins, spoil
 from historay.training.pictures import take_pictures
 from historay.training.references import References, fit_references
 from historay.training.run import RunRecord, load_run, read_metrics, run_key, write_predictions
+from historay.training.unseen import joined, judged_on, open_unseen
 
 _NUM_PROBES = 12  # tiles that travel in the bundle
 _SETTINGS = (
@@ -62,6 +64,9 @@ class EvaluateConfig(Policy):
     """Where Historay keeps everything; a local path or s3://bucket/prefix."""
     name: Name | None = None
     """What the model is called in the registry; the run's name if not given."""
+    dataset: str | None = None
+    """Data set version that judges the run with its val and test, such as a newer one; the run's own if not given. It is
+    refused where the run has seen any of that."""
     robustness_tiles: int = Field(default=500, ge=0)
     """Test tiles that are spoilt in 25 ways, each a pass of the network; 0 leaves robustness out."""
     averaging: Averaging = "none"
@@ -86,12 +91,17 @@ def evaluate_run(config: EvaluateConfig) -> EvaluationResult:
     store = open_store(config.store)
     record, network = load_run(store, config.run, "best")
     model = averaged(network, config.averaging)
-    dataset = open_dataset(store, record.dataset)
+    trained = dataset = open_dataset(store, record.dataset)
     dataset.refuse_leaks(record.accepted_leaks)
     positive_index(record.classes, config.positive_class)
+    origins = read_origins(trained)
+    if config.dataset is not None:
+        dataset = open_unseen(trained, record, config.dataset)
+        record, origins = judged_on(record, dataset), joined(origins, read_origins(dataset))
+        note = f"Trained on {trained.reference}, judged on {dataset.reference}, of which the run has seen neither val nor test"
+        config = config.model_copy(update={"notes": (*config.notes, note)})
 
-    origins = read_origins(dataset)
-    baselines = fit_shortcuts(dataset, record, origins)
+    baselines = fit_shortcuts(trained, record, origins)
     seen = gather(model, record, dataset, "val", origins, {})
     validation = seen.predictions
     assessment = assess(validation, gather(model, record, dataset, "test", origins, baselines), config)
@@ -118,6 +128,8 @@ def evaluate_run(config: EvaluateConfig) -> EvaluationResult:
     bundle = save_bundle(store, spec, model, documents, probes, references.space)
     set_alias(store, spec.name, CANDIDATE, bundle, f"evaluated run {config.run}")
     _log(f"{spec.name}@{bundle}", report)
+    if record.logger == "mlflow":
+        mirror_model(store, record, f"{spec.name}@{bundle}")
     return EvaluationResult(
         f"{spec.name}@{bundle}", store.locate(run_key(config.run, "report.html")), report.headline, report.findings
     )

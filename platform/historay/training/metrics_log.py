@@ -1,11 +1,8 @@
 """What the driver shows and passes on while the workers train: a progress bar or log lines, TensorBoard or MLflow."""
 
-import atexit
-import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,14 +12,23 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from historay.errors import StorageError
 from historay.log import log_event
 from historay.storage import Store
-from historay.training.mlflow_mirror import numbers, open_mirror
+from historay.training.mlflow_mirror import Mirror, Status, numbers
 from historay.training.run import RunRecord, run_key
 from historay.training.settings import TrainConfig
 
 _LOG_EVERY_S = 10.0
 _SHOWN = ("train_loss", "val_loss", "val_auc", "val_accuracy", "lr", "tiles_per_s", "epoch_seconds")
 Event = dict[str, Any]
-Sink = Callable[[Event], None]
+
+
+class Sink(Protocol):
+    """Where the figures go besides the log."""
+
+    def write(self, found: Event, /) -> None:
+        """Takes an epoch's figures."""
+
+    def close(self, status: Status, /) -> None:
+        """Hears how the run ended."""
 
 
 class Events(Protocol):
@@ -36,7 +42,11 @@ class Events(Protocol):
 
 
 def follow(events: Events, done: threading.Event, config: TrainConfig, record: RunRecord, store: Store) -> None:
-    """Shows the workers' events until ``done`` is set and none is left; runs beside the driver."""
+    """Shows the workers' events until ``done`` is set and none is left; runs beside the driver.
+
+    A run of which no event says that it finished has failed.
+    """
+    status: Status = "FAILED"
     sink = _open_sink(config, record, store)
     show = _Bar(config, record) if Console(stderr=True).is_terminal else _Lines(config)
     try:
@@ -49,9 +59,12 @@ def follow(events: Events, done: threading.Event, config: TrainConfig, record: R
             if "metrics" in event:
                 found = event["metrics"]
                 log_event("epoch", n=f"{found['epoch']}/{config.epochs}", **{name: found[name] for name in _SHOWN})
-                sink(found)
+                sink.write(found)
+            elif "finished" in event:
+                status = "FINISHED"
     finally:
         show.close()
+        sink.close(status)
 
 
 class _Bar:
@@ -106,29 +119,41 @@ class _Lines:
 def _open_sink(config: TrainConfig, record: RunRecord, store: Store) -> Sink:
     match config.logger:
         case "tensorboard":
-            return _tensorboard(record.run, store)
+            return _TensorBoard(record.run, store)
         case "mlflow":
-            return open_mirror(record)
+            return Mirror(record)
         case "none":
-            return lambda _: None
+            return _Nowhere()
 
 
-def _tensorboard(run: str, store: Store) -> Sink:
+class _Nowhere:
+    def write(self, _: Event) -> None:
+        """Drops it."""
+
+    def close(self, _: Status) -> None:
+        """Nothing is open."""
+
+
+class _TensorBoard:
     """Writes event files to a temporary folder and copies them into the store after each epoch: a bucket cannot append."""
-    from torch.utils.tensorboard import SummaryWriter
 
-    folder = Path(tempfile.mkdtemp(prefix="historay-tensorboard-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    writer = SummaryWriter(str(folder))
+    def __init__(self, run: str, store: Store) -> None:
+        from torch.utils.tensorboard import SummaryWriter
 
-    def write(found: Event) -> None:
+        self.run, self.store = run, store
+        self.folder = tempfile.TemporaryDirectory(prefix="historay-tensorboard-")
+        self.writer = SummaryWriter(self.folder.name)
+
+    def write(self, found: Event) -> None:
         for name, value in numbers(found).items():
-            writer.add_scalar(name, value, found["epoch"])
-        writer.flush()
+            self.writer.add_scalar(name, value, found["epoch"])
+        self.writer.flush()
         try:
-            for file in folder.iterdir():
-                store.write(run_key(run, f"tensorboard/{file.name}"), file.read_bytes())
+            for file in Path(self.folder.name).iterdir():
+                self.store.write(run_key(self.run, f"tensorboard/{file.name}"), file.read_bytes())
         except StorageError as error:  # the next epoch's copy holds this one too
             log_event("WARNING tensorboard not written", error=error)
 
-    return write
+    def close(self, _: Status) -> None:
+        self.writer.close()
+        self.folder.cleanup()

@@ -5,39 +5,66 @@ The server is the one at MLFLOW_TRACKING_URI. What it refuses or does not answer
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from historay.log import log_event
 from historay.storage import Store
 from historay.training.run import RunRecord
 
+Status = Literal["FINISHED", "FAILED"]
 _EXPERIMENT = "historay"
 # MLflow's own defaults, 7 retries of 120 s with growing pauses, would hold a run's log for a quarter of an hour.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
-def open_mirror(record: RunRecord) -> Callable[[dict[str, Any]], None]:
-    """Returns what takes an epoch's figures to MLflow, under a run that it makes with the first of them."""
-    client = _client()
-    mirror: dict[str, str] = {}  # the MLflow run's id, once there is one
+class Mirror:
+    """Takes a run's epochs to MLflow, under a run that it makes with the first of them."""
 
-    def write(found: dict[str, Any]) -> None:
-        if client is None or "off" in mirror:
+    def __init__(self, record: RunRecord) -> None:
+        self.record, self.run = record, ""  # MLflow's id, once there is one
+        self.client = _client()
+
+    def write(self, found: dict[str, Any]) -> None:
+        """Sends an epoch's figures."""
+
+        def send(client: Any) -> None:
+            if not self.run:
+                self.run = _run_id(client, self.record)
+                client.update_run(self.run, status="RUNNING")  # again, if it is resumed
+            for name, value in numbers(found).items():
+                client.log_metric(self.run, name, value, step=found["epoch"])
+
+        self._try(send)
+
+    def close(self, status: Status) -> None:
+        """Says how the run ended, if it came so far as to have an epoch."""
+        if self.run:
+            self._try(lambda client: client.set_terminated(self.run, status))
+
+    def _try(self, call: Callable[[Any], None]) -> None:
+        if self.client is None:
             return
         try:
-            if "run" not in mirror:
-                mirror["run"] = _run_id(client, record)
-            for name, value in numbers(found).items():
-                client.log_metric(mirror["run"], name, value, step=found["epoch"])
-            if found["epoch"] == record.config.get("epochs"):
-                client.set_terminated(mirror["run"])
+            call(self.client)
         except Exception as error:  # a mirror never ends a run, whatever its client raises
             log_event("WARNING mlflow failed, mirror off", error=type(error).__name__)
-            mirror["off"] = "yes"
+            self.client = None
 
-    return write
+
+def end_runs(records: Sequence[RunRecord]) -> None:
+    """Ends those of our runs that MLflow still holds for running: their processes were killed before they could say so."""
+    client = _client()
+    if client is None:
+        return
+    try:
+        for record in records:
+            found = _find(client, _experiment(client), record)
+            if found is not None and found.info.status == "RUNNING":
+                client.set_terminated(found.info.run_id, "KILLED")
+    except Exception as error:  # likewise
+        log_event("WARNING mlflow failed, runs not ended", error=type(error).__name__)
 
 
 def mirror_model(store: Store, record: RunRecord, reference: str) -> str | None:
@@ -84,18 +111,33 @@ def _client() -> Any | None:
         return None
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
-    return mlflow.MlflowClient()
+    try:
+        return mlflow.MlflowClient()
+    except Exception as error:  # an address that its client refuses
+        log_event("WARNING mlflow failed, mirror off", error=type(error).__name__, fix="look at MLFLOW_TRACKING_URI")
+        return None
 
 
 def _run_id(client: Any, record: RunRecord) -> str:
     """Finds the MLflow run of ours, or makes it with its params: a resumed run goes on in the same one."""
-    experiment = client.get_experiment_by_name(_EXPERIMENT)
-    number = experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT)
-    tags = {"historay.run": record.run, "historay.created": record.created}
-    wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
-    if there := client.search_runs([number], wanted, max_results=1):
-        return str(there[0].info.run_id)
-    run = client.create_run(number, run_name=record.run, tags=tags)
+    experiment = _experiment(client)
+    if (found := _find(client, experiment, record)) is not None:
+        return str(found.info.run_id)
+    run = client.create_run(experiment, run_name=record.run, tags=_tags(record))
     for name, value in record.config.items():
         client.log_param(run.info.run_id, name, value)
     return str(run.info.run_id)
+
+
+def _experiment(client: Any) -> str:
+    experiment = client.get_experiment_by_name(_EXPERIMENT)
+    return str(experiment.experiment_id if experiment else client.create_experiment(_EXPERIMENT))
+
+
+def _find(client: Any, experiment: str, record: RunRecord) -> Any | None:
+    wanted = " and ".join(f"tags.`{name}` = '{value}'" for name, value in _tags(record).items())
+    return next(iter(client.search_runs([experiment], wanted, max_results=1)), None)
+
+
+def _tags(record: RunRecord) -> dict[str, str]:
+    return {"historay.run": record.run, "historay.created": record.created}

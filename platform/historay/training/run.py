@@ -16,6 +16,7 @@ from historay.models.bundle import bundle_prefix, read_spec
 from historay.models.zoo import build_model
 from historay.storage import Store
 
+Logger = Literal["none", "tensorboard", "mlflow"]
 WEIGHTS = "model.safetensors"
 
 
@@ -42,6 +43,7 @@ class RunRecord(BaseModel):
     num_steps: int | None  # None until it is finished
     created: str  # ISO 8601, UTC
     versions: dict[str, str]
+    logger: Logger = "none"  # who hears of its epochs, and with mlflow of its bundle
 
 
 class Best(BaseModel):

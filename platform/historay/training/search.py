@@ -26,8 +26,8 @@ from historay.errors import ConfigError, NotFound
 from historay.log import log_event, setup_logging
 from historay.ray_session import connect_ray
 from historay.storage import open_store
-from historay.training.checkpoint import drop_checkpoints
-from historay.training.run import read_metrics, read_run
+from historay.training.mlflow_mirror import end_runs
+from historay.training.run import read_metrics, read_run, run_key
 from historay.training.search_callbacks import EPOCH, OBJECTIVE, Bounds, PruningSearch, Recorder, ReportBest, explained
 from historay.training.search_settings import (
     DRIVER_CPUS,
@@ -58,6 +58,13 @@ from historay.training.study import (
 )
 from historay.training.train import train
 
+_LOOK_EVERY_S = 1.0  # for Ctrl-C and the time
+_CANCEL_S = 30.0
+
+
+class Interrupted(Exception):
+    """The search was told to stop, or its time was up, before the finalists were trained."""
+
 
 def open_search(config: SearchConfig) -> Search:
     """Checks space, train config and data set, and writes search.json with a new attempt, so that an earlier driver stops.
@@ -83,7 +90,7 @@ def open_search(config: SearchConfig) -> Search:
     if config.resume and existing is None:  # as the first attempt of a job finds it
         log_event("search begun", name=config.search, why="nothing to resume in this store")
     store.write(search_key(config.search, "search.json"), record.model_dump_json(indent=2).encode())
-    return Search(config, base, space, store, record)
+    return Search(config, base, space, store, record, time.monotonic() + config.max_hours * 3600)
 
 
 def run_trials(search: Search) -> list[TrialRecord]:
@@ -93,15 +100,14 @@ def run_trials(search: Search) -> list[TrialRecord]:
     """
     config, trials = search.config, read_trials(search.store, search.config.search)
     if num_ended(trials) >= config.max_trials:
+        _tidy(search, trials)  # a driver that was killed at the end has not
         return trials
     connect_ray()
     concurrent = concurrency(search)
     in_flight = sum(trial.status == "running" for trial in trials)
     known = f"{num_ended(trials)}/{config.max_trials}"
     log_event("search", name=config.search, trials=known, in_flight=in_flight, at_once=concurrent)
-    progress = Progress(
-        config.search, search.monitor, config.max_trials, concurrent, time.monotonic() + config.max_hours * 3600
-    )
+    progress = Progress(config.search, search.monitor, config.max_trials, concurrent, search.deadline)
     progress.trials = {trial.run: trial for trial in trials}
     # Ctrl-C is ours to handle, and what Tune prints is said by our own view.
     os.environ |= {"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0", "RAY_AIR_NEW_OUTPUT": "0"}
@@ -109,7 +115,7 @@ def run_trials(search: Search) -> list[TrialRecord]:
     recorder = Recorder(search, progress, view)
     try:
         with _interruptible() as interrupted:
-            stopper = Bounds(lambda: interrupted.is_set() or time.monotonic() > progress.deadline)
+            stopper = Bounds(lambda: interrupted.is_set() or time.monotonic() > search.deadline)
             _tuner(search, trials, concurrent, recorder, stopper).fit()
     finally:
         view.close()
@@ -121,7 +127,8 @@ def run_trials(search: Search) -> list[TrialRecord]:
 def train_all(search: Search, configs: list[TrainConfig]) -> dict[str, str]:
     """Trains runs to their end, as many at once as there is room for; returns what failed, the reason by run.
 
-    Each has a driver of its own. Without a run that is unfinished, Ray is not even started.
+    Each has a driver of its own. Without a run that is unfinished, Ray is not even started. Ctrl-C, SIGTERM and the end of
+    the search's wall time stop what is in flight, which goes on from its checkpoint the next time, and raise Interrupted.
     """
     waiting, failed = [config for config in configs if not _finished(search, config.run)], dict[str, str]()
     if not waiting:
@@ -130,18 +137,31 @@ def train_all(search: Search, configs: list[TrainConfig]) -> dict[str, str]:
     concurrent = concurrency(search)
     remote = ray.remote(num_cpus=DRIVER_CPUS, max_retries=1)(_train_one)
     running: dict[Any, str] = {}
-    while waiting or running:
-        while waiting and len(running) < concurrent:
-            config = waiting.pop(0)
-            running[remote.remote(config)] = config.run
-        (done,), _ = ray.wait(list(running), num_returns=1)
-        run = running.pop(done)
-        try:
-            ray.get(done)
-        except ray.exceptions.RayError as error:
-            failed[run] = explained(error)
-            log_event("run failed", run=run, error=failed[run])
+    with _interruptible() as interrupted:
+        while waiting or running:
+            if interrupted.is_set() or time.monotonic() > search.deadline:
+                _cancel(list(running))
+                raise Interrupted
+            while waiting and len(running) < concurrent:
+                config = waiting.pop(0)
+                running[remote.remote(config)] = config.run
+            ended, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_EVERY_S)
+            for done in ended:
+                run = running.pop(done)
+                try:
+                    ray.get(done)
+                except ray.exceptions.RayError as error:
+                    failed[run] = explained(error)
+                    log_event("run failed", run=run, error=failed[run])
     return failed
+
+
+def _cancel(running: list[Any]) -> None:
+    """Ends drivers as Ctrl-C would, which takes their workers along; those that do not listen are killed."""
+    for force in (False, True):
+        for task in running:
+            ray.cancel(task, force=force)
+        _, running = ray.wait(running, num_returns=len(running), timeout=_CANCEL_S) if running else ([], [])
 
 
 def _finished(search: Search, run: str) -> bool:
@@ -279,9 +299,11 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 def _tidy(search: Search, trials: list[TrialRecord]) -> None:
-    """Removes Tune's own state and the checkpoints of ended trials: nothing goes on from either."""
-    for item in search.store.list(search_key(search.config.search, "tune")):
-        search.store.delete(item.key)
-    for trial in trials:
-        if trial.status != "running":
-            drop_checkpoints(search.store, trial.run, keep=set())
+    """Removes Tune's own state and the checkpoints of ended trials, which nothing goes on from, and ends their mirrors."""
+    ended = [trial for trial in trials if trial.status != "running"]
+    dropped = [run_key(trial.run, "checkpoints") for trial in ended]
+    for prefix in [search_key(search.config.search, "tune"), *dropped]:
+        for item in search.store.list(prefix):
+            search.store.delete(item.key)
+    if search.base.logger == "mlflow":
+        end_runs([read_run(search.store, trial.run) for trial in ended if trial.curve])

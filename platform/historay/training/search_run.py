@@ -1,8 +1,10 @@
 """A whole search: its trials, the finalists, the winner on test, and the page that says all of it."""
 
+from contextlib import suppress
+
 from historay.errors import ConfigError
 from historay.log import log_event
-from historay.training.search import open_search, run_trials
+from historay.training.search import Interrupted, open_search, run_trials
 from historay.training.search_report import render_search
 from historay.training.search_settings import SearchConfig
 from historay.training.selection import Selection, read_selection, select
@@ -10,7 +12,7 @@ from historay.training.study import Search, TrialRecord, num_ended, read_trials,
 
 
 def search(config: SearchConfig) -> Selection | None:
-    """Runs or resumes a search and returns how it ended; None if it was interrupted or its time was up before all trials.
+    """Runs or resumes a search and returns how it ended; None if it was interrupted or its time was up before the end.
 
     search.html is written at the end and at every interruption. Raises ConfigError if trials are to be added after the
     finalists were compared: they would be chosen in the knowledge of the test.
@@ -20,13 +22,14 @@ def search(config: SearchConfig) -> Selection | None:
     trials = run_trials(opened)
     selection = None
     try:
-        ended = num_ended(trials)
-        if ended >= config.max_trials:
-            selection = select(opened, trials)
-        else:
-            log_event("search interrupted", trials=f"{ended}/{config.max_trials}", fix="the same command with --resume goes on")
+        with suppress(KeyboardInterrupt, Interrupted):
+            if num_ended(trials) >= config.max_trials:
+                selection = select(opened, trials)
     finally:
         _write_page(opened, trials)
+    if selection is None:
+        known = f"{num_ended(trials)}/{config.max_trials}"
+        log_event("search interrupted", trials=known, fix="the same command with --resume goes on")
     return selection
 
 

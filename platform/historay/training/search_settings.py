@@ -48,7 +48,7 @@ class SearchConfig(Config):
     max_trials: int = Field(default=20, ge=1)
     """Trials in all, over every resume."""
     max_hours: float = Field(default=12.0, gt=0)
-    """Wall time of one call; what is in flight then stops, and --resume goes on with it."""
+    """Wall time of one call, finalists and all but the winner's evaluation; what trains then stops, and --resume goes on."""
     max_concurrent: int | None = Field(default=None, ge=1)
     """Trials at the same time; never more than the cluster has room for, which is also the default."""
     grace_epochs: int = Field(default=1, ge=1)

@@ -48,7 +48,7 @@ class Progress:
         if not self.ended:
             return to_deadline
         mean = sum(trial.seconds for trial in self.ended) / len(self.ended)
-        return min(to_deadline, mean * (self.max_trials - len(self.ended)) / self.concurrent)
+        return min(to_deadline, mean * (self.max_trials - num_ended(self.trials.values())) / self.concurrent)
 
 
 class View(Protocol):

@@ -14,9 +14,8 @@ from historay.evaluation.intervals import LEVEL
 from historay.log import log_event
 from historay.storage import Store
 from historay.training.evaluate import EvaluateConfig, evaluate_run
-from historay.training.mlflow_mirror import mirror_model
 from historay.training.out_of_fold import pool_out_of_fold
-from historay.training.run import Best, read_run, run_key
+from historay.training.run import Best, run_key
 from historay.training.search import train_all
 from historay.training.search_settings import to_yaml, trial_config
 from historay.training.settings import Monitor, TrainConfig
@@ -99,11 +98,16 @@ def score(values: Sequence[float]) -> tuple[float | None, float | None, float | 
 
 
 def rank(finalists: Sequence[Finalist], monitor: Monitor) -> list[Finalist]:
-    """Returns the finalists by their mean, the best first; of equals the one whose trial was better comes first."""
+    """Returns the finalists by their mean, the best first; of equals the one whose trial was better comes first.
+
+    One of which a run failed comes after those of which fewer did: its mean is over the runs, or the folds, that were kind.
+    """
     sign = 1.0 if direction(monitor) == "min" else -1.0
-    valued = [(sign * one.mean, sign * one.searched, one) for one in finalists if one.mean is not None]
-    without = [one for one in finalists if one.mean is None]
-    return [one for _, _, one in sorted(valued, key=lambda entry: entry[:2])] + without
+
+    def key(one: Finalist) -> tuple[int, float, float]:
+        return len(one.failed), float("inf") if one.mean is None else sign * one.mean, sign * one.searched
+
+    return sorted(finalists, key=key)
 
 
 def _compare(search: Search, trials: Sequence[TrialRecord]) -> Selection:
@@ -192,8 +196,6 @@ def _winner_run(search: Search, winner: Finalist, plan: Sequence[TrainConfig]) -
 def _judge(search: Search, selection: Selection) -> Selection:
     name = search.config.name or search.config.search
     result = evaluate_run(EvaluateConfig(run=selection.winner_run, store=search.base.store, name=name, notes=(selection.note,)))
-    if search.base.logger == "mlflow":
-        mirror_model(search.store, read_run(search.store, selection.winner_run), result.reference)
     figures = {title: (figure.value, figure.low, figure.high) for title, figure in result.headline.items()}
     return selection.model_copy(update={"test": result.reference, "report": result.report, "figures": figures})
 

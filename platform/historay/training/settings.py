@@ -9,6 +9,7 @@ from historay.data.schema import LeakKind
 from historay.data.stain import StainMethod
 from historay.data.transforms import Augmentation
 from historay.training.optim import OptimizerName, ScheduleName
+from historay.training.run import Logger
 
 Monitor = Literal["val_auc", "val_loss", "val_accuracy", "val_balanced_accuracy"]
 
@@ -78,8 +79,8 @@ class TrainConfig(Config):
     """Decides initial weights, order, augmentation and dropout."""
     accept_leaks: tuple[LeakKind, ...] = ()
     """Kinds of leak to train in spite of; stamped on everything downstream."""
-    logger: Literal["none", "tensorboard", "mlflow"] = "none"
-    """Where metrics go besides metrics.jsonl; mlflow reads MLFLOW_TRACKING_URI."""
+    logger: Logger = "none"
+    """Where metrics go besides metrics.jsonl; mlflow, which gets the bundle too, is the one at MLFLOW_TRACKING_URI."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

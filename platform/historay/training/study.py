@@ -66,6 +66,7 @@ class Search(NamedTuple):
     space: dict[str, BaseDistribution]
     store: Store
     record: SearchRecord
+    deadline: float  # of time.monotonic()
 
     @property
     def monitor(self) -> Monitor:
@@ -108,7 +109,10 @@ def refuse_other(existing: SearchRecord | None, new: SearchRecord, config: Searc
         )
     old, now = existing.model_dump(), new.model_dump()
     settings = {"space": (old["space"], now["space"]), "seed": (old["seed"], now["seed"])}
-    settings |= {name: (old["base"].get(name), now["base"].get(name)) for name in old["base"].keys() | now["base"].keys()}
+    # A setting that is younger than the search had what is now its default.
+    default = {name: field.get_default(call_default_factory=True) for name, field in TrainConfig.model_fields.items()}
+    base = {**default, **old["base"]}
+    settings |= {name: (base[name], now["base"].get(name)) for name in old["base"].keys() | now["base"].keys()}
     if differing := [f"{name} was {was!r}, now {is_!r}" for name, (was, is_) in sorted(settings.items()) if was != is_]:
         raise ConfigError(
             f"search {config.search} exists with other settings: {'; '.join(differing)}. Choose another --search, or the old "

@@ -94,7 +94,9 @@ def _new_record(dataset: Dataset, config: TrainConfig, existing: RunRecord | Non
             raise ConfigError(
                 f"run {config.run} exists with other settings: {changes}. Choose another --run, or the old settings"
             )
-        return existing if existing.status == "finished" else existing.model_copy(update={"attempt": uuid.uuid4().hex})
+        if existing.status == "finished":
+            return existing
+        return existing.model_copy(update={"attempt": uuid.uuid4().hex, "logger": config.logger})
     preprocessing = _preprocessing(dataset, config)
     record = dataset.record
     build_model(config.model, len(record.classes), preprocessing.input_px, config.dropout)  # refuses what cannot be built
@@ -123,6 +125,7 @@ def _new_record(dataset: Dataset, config: TrainConfig, existing: RunRecord | Non
         num_steps=None,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions={name: version(name) for name in ("historay", "ray", "torch", "torchvision")},
+        logger=config.logger,
     )
 
 
@@ -187,6 +190,7 @@ def _fit(store: Store, config: TrainConfig, record: RunRecord, callbacks: Sequen
     try:
         with _own_ctrl_c():
             trainer.fit()
+        queue.put({"finished": True})
     except TrainingFailedError as error:
         raise _own_error(error) from None
     finally:
