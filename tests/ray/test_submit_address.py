@@ -12,6 +12,7 @@ from processes import wait_until
 from ray.job_submission import JobSubmissionClient
 
 from historay.cli import _STAGES
+from historay.cluster.commands import jobs as manage
 from historay.cluster.commands import submit
 from historay.cluster.ray_jobs import RayJobs
 from historay.errors import ClusterError, Unreachable
@@ -29,7 +30,7 @@ def address(ray_cluster: None) -> str:
     from ray._private.worker import get_dashboard_url
 
     url = f"http://{get_dashboard_url()}"
-    wait_until(lambda: _takes_jobs(url), 300, "the cluster taking jobs")
+    wait_until(lambda: _takes_jobs(url), 900, "the cluster taking jobs")
     return url
 
 
@@ -68,12 +69,12 @@ def test_a_stage_runs_there_and_its_log_and_status_come_back(
     assert "the stage failed; the reason is at the end of its log" in err
 
 
-def test_no_line_is_printed_twice_where_the_dashboard_was_away_and_an_ended_job_can_be_removed(
+def test_no_line_is_printed_twice_where_the_dashboard_was_away_for_a_moment(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = RayJobs(address)
     name = jobs._client.submit_job(entrypoint="echo first; echo second")
-    wait_until(lambda: jobs.view(name).ended, 300, "the job's end")
+    wait_until(lambda: jobs.view(name).ended, 900, "the job's end")
     ask, looks = jobs._client.get_job_logs, iter([False, True, False])
 
     def ask_or_fail(job: str) -> str:
@@ -84,9 +85,24 @@ def test_no_line_is_printed_twice_where_the_dashboard_was_away_and_an_ended_job_
     monkeypatch.setattr(jobs._client, "get_job_logs", ask_or_fail)
     ends = iter([False, False, True])
     assert [line for line in jobs.lines(name, lambda: next(ends)) if line in {"first", "second"}] == ["first", "second"]
-    jobs.remove(name)
+
+
+def test_a_running_job_is_listed_cancelled_waited_for_and_cleaned_away(
+    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    there = RayJobs(address)
+    name = there._client.submit_job(entrypoint="sleep 3600", metadata={"historay/stage": "train"})
+    wait_until(lambda: there.view(name).phase == "running", 900, "the job's start")
+    assert manage(["list", "--address", address]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if name in line)
+    assert row.replace("│", " ").split()[:3] == [name, "train", "running"]
+    assert manage(["cancel", name, "--address", address]) == 0
+    assert manage(["wait", name, "--address", address]) == 1
+    assert capsys.readouterr().err.endswith(f"{name}: stopped by somebody through Ray\n")
+    assert manage(["clean", "--address", address]) == 0
     with pytest.raises(ClusterError, match=f"has no job {name}"):
-        jobs.view(name)
+        there.view(name)
 
 
 def test_an_unknown_job_and_an_address_that_nobody_has_are_told(address: str) -> None:
