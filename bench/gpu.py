@@ -1,7 +1,7 @@
-"""ResNet-50 at 224 px on each GPU setting, against NVIDIA's 2,470 img/s on an A100: python bench/gpu.py. Needs one CUDA GPU.
+"""ResNet-50 at 224 px on one GPU, against NVIDIA's 2,470 img/s on an A100: python bench/gpu.py. Needs a CUDA GPU; 5 minutes.
 
-The figure is that of NVIDIA's DeepLearningExamples (ConvNets, ResNet-50 v1.5 in PyTorch, one A100 80 GB, mixed precision).
-Like it, the first two rows train on images that are on the GPU already; ours begin as uint8 in memory, with augmentation.
+Their figure: DeepLearningExamples, PyTorch ResNet-50 v1.5, mixed precision, one GPU of a DGX A100 80 GB, container 21.03.
+The bare loops train on one batch that is on the GPU already; ours begin with uint8 tiles in the CPU's memory.
 """
 
 import time

@@ -18,7 +18,7 @@ NVLINK = 300e9  # bytes/s each way, A100 (NVIDIA A100 datasheet: 600 GB/s both w
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the model is computed from."""
+    """What the model is computed from, measured or published."""
 
     rate: float  # images/s of one GPU without exchange
     loader: float  # images/s of a node's loaders

@@ -170,10 +170,9 @@ def _fetch(norm: Tensor, loss: Tensor) -> _OnItsWay:
     if norm.device.type == "cpu":
         return _OnItsWay(norm, loss, None)
     # Asked for later, a number would come behind all that was queued since.
-    fetched = [number.to("cpu", non_blocking=True) for number in (norm, loss)]
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return _OnItsWay(*fetched, arrived)
+    asked = norm.to("cpu", non_blocking=True), loss.to("cpu", non_blocking=True), torch.cuda.Event()  # type: ignore[no-untyped-call]
+    asked[2].record()
+    return _OnItsWay(*asked)
 
 
 def _refuse_infinite(asked: _OnItsWay, learner: Learner) -> None:

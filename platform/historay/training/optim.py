@@ -61,11 +61,11 @@ def build_ema(model: nn.Module, decay: float) -> AveragedModel:
 def update_ema(ema: AveragedModel, model: nn.Module) -> None:
     """Does what ``AveragedModel.update_parameters`` does, which twice a step waits for a GPU because of its counter."""
     weights, sources = (_averaged(one) for one in (ema.module, model))
-    if int(ema.n_averaged) == 0:  # type: ignore[arg-type]
+    if int(ema.n_averaged) == 0:
         torch._foreach_copy_(weights, sources)
     else:
-        ema.multi_avg_fn(weights, sources, ema.n_averaged)  # type: ignore[misc, arg-type]
-    ema.n_averaged += 1  # type: ignore[operator]
+        ema.multi_avg_fn(weights, sources, ema.n_averaged)  # type: ignore[misc]
+    ema.n_averaged += 1
 
 
 def _averaged(model: nn.Module) -> list[torch.Tensor]:

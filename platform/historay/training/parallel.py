@@ -6,9 +6,9 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-# Buckets keep torch's 25 MiB. Batch statistics are the first worker's, given to all before validation and not, as by
-# default, in every step; gradients lie in the buckets themselves, which saves a copy of them and its memory.
-DDP_SETTINGS: dict[str, Any] = {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+# Buckets keep torch's 25 MiB. Once exchanged, gradients are views of the buckets, not a second copy of them. Batch
+# statistics are the first worker's, which all get before validation and not, as by default, in every step.
+DDP_SETTINGS: dict[str, Any] = {"gradient_as_bucket_view": True, "forward_sync_buffers": False}
 
 
 def exchange_in_bf16(model: nn.Module) -> None:
