@@ -10,7 +10,7 @@ from torch import nn
 
 from historay.errors import TrainingError
 from historay.training.loop import Learner, Recipe, backward, train_one_epoch
-from historay.training.optim import build_ema, build_optimizer, build_schedule
+from historay.training.optim import build_ema, build_optimizer, build_schedule, update_ema
 
 pytestmark = needs_gpu
 
@@ -45,11 +45,13 @@ def test_a_gpu_gives_the_loss_and_gradient_of_the_cpu(bf16: bool, tolerance: flo
 def test_a_step_never_waits_for_the_gpu(accumulate: int) -> None:
     one = learner(network().cuda())
     made = recipe(bf16=True, accumulate=accumulate)
+    assert one.ema is not None
     train_one_epoch(one, BATCHES, made, torch.Generator().manual_seed(0))  # what is set up once may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
         backward(one.model, TILES, LABELS, made, torch.Generator().manual_seed(0))
         one.optimizer.step()
+        update_ema(one.ema, one.model)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

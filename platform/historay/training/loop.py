@@ -59,19 +59,20 @@ def train_one_epoch(
     """
     learner.model.train()
     losses: list[Tensor] = []
-    asked: list[_OnItsWay] = []
+    asked: _OnItsWay | None = None
     for tiles, labels in batches:
         loss, norm = backward(learner.model, tiles, labels, recipe, generator)
         losses.append(loss)
-        asked.append(_fetch(norm, loss))
+        earlier, asked = asked, _fetch(norm, loss)
         # One step late on a GPU, which so never runs out of work while the loop waits for a number.
-        _refuse_infinite(asked[-1 if norm.device.type == "cpu" else max(-2, -len(asked))], learner)
+        _refuse_infinite(asked if earlier is None or norm.device.type == "cpu" else earlier, learner)
         learner.optimizer.step()
         learner.schedule.step()
         learner.step += 1
         if learner.ema is not None:
             update_ema(learner.ema, bare_model(learner.model))
-    _refuse_infinite(asked[-1], learner)
+    assert asked is not None
+    _refuse_infinite(asked, learner)
     return float(torch.stack(losses).float().mean())
 
 
