@@ -7,6 +7,7 @@ import openvino
 import pytest
 import torch
 from bundles import PROBES, SPEC, network
+from gpus import needs_gpu
 from images import texture
 
 from historay.data.stain import StainMethod
@@ -36,7 +37,7 @@ def bundle_of(architecture: str, side: int) -> Bundle:
     return Bundle(spec, model, "e" * 16, make_probes(model, tiles, preprocessing))
 
 
-@pytest.mark.parametrize("name", ["torch", "openvino-fp32", "openvino-bf16"])
+@pytest.mark.parametrize("name", ["torch", "openvino-fp32", "openvino-bf16", pytest.param("cuda-bf16", marks=needs_gpu)])
 def test_a_runtime_gives_torch_s_probabilities_and_features_within_its_tolerance(name: RuntimeName) -> None:
     expected, found = TorchRuntime(BUNDLE).run(TILES), make_runtime(BUNDLE, name, num_threads=2).run(TILES)
     assert np.abs(probabilities(found.logits_BK) - probabilities(expected.logits_BK)).max() <= TOLERANCES[name]

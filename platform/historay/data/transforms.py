@@ -11,8 +11,18 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from historay.data.augmentation import spoil_slightly
-from historay.data.stain import Macenko, Reinhard, StainMethod, from_density, measure_stain, normalise_stain, optical_density
+from historay.data.augmentation import spoil_slightly, symmetric
+from historay.data.stain import (
+    Macenko,
+    Reinhard,
+    StainMethod,
+    constant,
+    from_density,
+    measure_stain,
+    normalise_stain,
+    optical_density,
+    sent,
+)
 from historay.errors import DataError
 
 Augmentation = Literal["none", "d4", "full", "strong"]
@@ -56,9 +66,8 @@ def to_unit(tiles_BHWC: Tensor) -> Tensor:
 
 def normalise(tiles_BCHW: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Subtracts the mean and divides by the standard deviation of each channel."""
-    mean = torch.tensor(preprocessing.mean, device=tiles_BCHW.device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=tiles_BCHW.device).view(1, 3, 1, 1)
-    return (tiles_BCHW - mean) / std
+    mean, std = (constant(values, tiles_BCHW).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    return (tiles_BCHW - mean).div_(std)
 
 
 def to_input(tiles_BHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -82,11 +91,11 @@ def augment(tiles_BCHW: Tensor, level: Augmentation, generator: torch.Generator)
 
 def random_d4(tiles_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     """Applies to each tile one of the 8 symmetries of the square, drawn evenly; pixels are moved, never resampled."""
-    element_B = torch.randint(8, (len(tiles_BCHW),), generator=generator).to(tiles_BCHW.device)
-    turned = tiles_BCHW.clone()
-    for element in range(1, 8):
-        chosen = (element_B == element).nonzero().squeeze(1)
-        turned[chosen] = apply_d4(tiles_BCHW[chosen], element)
+    element_B = torch.randint(8, (len(tiles_BCHW),), generator=generator)
+    turned = torch.empty_like(tiles_BCHW)
+    for element in range(8):
+        chosen = sent((element_B == element).nonzero().squeeze(1), tiles_BCHW.device)
+        turned.index_copy_(0, chosen, apply_d4(tiles_BCHW[chosen], element))
     return turned
 
 
@@ -102,8 +111,7 @@ def jitter_stain(tiles_BCHW: Tensor, generator: torch.Generator, strength: float
     Factors are uniform on 1 +- strength, shifts on +- shift (in optical density); after Tellez et al. 2018, in RGB
     optical density instead of HED, which needs no fixed stain vectors.
     """
-    size = (len(tiles_BCHW), 3, 1, 1)
-    factor = 1 + strength * (2 * torch.rand(size, generator=generator) - 1)
-    offset = shift * (2 * torch.rand(size, generator=generator) - 1)
-    jittered = optical_density(tiles_BCHW) * factor.to(tiles_BCHW.device) + offset.to(tiles_BCHW.device)
-    return from_density(jittered)
+    size, device = (len(tiles_BCHW), 3, 1, 1), tiles_BCHW.device
+    factor = sent(1 + strength * symmetric(size, generator), device)
+    offset = sent(shift * symmetric(size, generator), device)
+    return from_density(optical_density(tiles_BCHW).mul_(factor).add_(offset))

@@ -30,6 +30,9 @@ class TrainConfig(Config):
     """Passes over the training tiles."""
     batch_size: int = Field(default=128, ge=1)
     """Tiles per step over all workers together; a last, smaller batch of an epoch is left out."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts in which each worker runs its share of a batch, for one that does not fit its memory; the step is the same up to
+    rounding, but batch norm sees a part at a time."""
     optimizer: OptimizerName = "adamw"
     """sgd has Nesterov momentum."""
     lr: float = Field(default=1e-3, gt=0)
@@ -69,7 +72,7 @@ class TrainConfig(Config):
     use_gpu: bool = False
     """One GPU per worker."""
     bf16: bool = True
-    """Run forward and backward under bfloat16 autocast; weights stay float32."""
+    """Run forward and backward under bfloat16 autocast, and exchange gradients in it; weights stay float32."""
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are replaced, each time from the last checkpoint."""
     cache_gib: float = Field(default=8.0, ge=0)
@@ -88,6 +91,11 @@ class TrainConfig(Config):
             raise ValueError(
                 f"batch_size={self.batch_size} and num_workers={self.num_workers}: the batch is shared out evenly, "
                 "so it must be a multiple of the workers"
+            )
+        if self.batch_size // self.num_workers % self.accumulate:
+            raise ValueError(
+                f"batch_size={self.batch_size}, num_workers={self.num_workers} and accumulate={self.accumulate}: a worker's "
+                "share of the batch is split evenly, so the batch must be a multiple of workers times parts"
             )
         if self.warmup_epochs >= self.epochs and self.schedule != "constant":
             raise ValueError(

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -34,6 +35,7 @@ from historay.models.zoo import build_model
 from historay.ray_session import connect_ray
 from historay.storage import Store, open_store
 from historay.training.metrics_log import follow
+from historay.training.parallel import DDP_SETTINGS
 from historay.training.run import RunRecord, read_metrics, read_run, run_key
 from historay.training.settings import TrainConfig
 from historay.training.worker import Place, build_learner, epoch_seed, run_epochs, threads_per_worker
@@ -240,7 +242,10 @@ def _work(settings: dict[str, Any]) -> None:
     threads = threads_per_worker(context.get_local_world_size())
     torch.set_num_threads(threads)
     dataset = open_dataset(open_store(config.store), record.dataset)
-    learner = build_learner(config, record, device, lambda model: ray.train.torch.prepare_model(model, move_to_device=False))
+    # One size of batch in a run: cuDNN measures once which of its algorithms is the fastest.
+    torch.backends.cudnn.benchmark = True
+    share = partial(ray.train.torch.prepare_model, move_to_device=False, parallel_strategy_kwargs=DDP_SETTINGS)
+    learner = build_learner(config, record, device, share)
     per_worker = config.batch_size // place.world_size
     pieces = share_of(dataset, "train", rank, place.world_size)
     num_tiles, input_px = sum(piece.stop - piece.start for piece in pieces), record.preprocessing.input_px

@@ -22,6 +22,7 @@ from historay.storage import Store
 from historay.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint, with_retry
 from historay.training.loop import Learner, Recipe, judged_model, predict, train_one_epoch
 from historay.training.optim import build_ema, build_optimizer, build_schedule
+from historay.training.parallel import exchange_in_bf16
 from historay.training.run import Best, RunRecord, complete_epochs, read_metrics, read_run, run_key
 from historay.training.settings import TrainConfig
 
@@ -59,6 +60,8 @@ def build_learner(
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = build_ema(model, config.ema_decay) if config.ema_decay is not None else None
     model = wrap(model)
+    if config.bf16:
+        exchange_in_bf16(model)
     optimizer = build_optimizer(model, config.optimizer, config.lr, config.momentum, config.weight_decay)
     steps = record.steps_per_epoch
     schedule = build_schedule(optimizer, config.schedule, round(config.warmup_epochs * steps), config.epochs * steps)
@@ -112,7 +115,15 @@ def make_recipe(config: TrainConfig, record: RunRecord, dataset: Dataset, device
         if (counts == 0).any():
             raise DataError(f"{record.dataset}: class {record.classes[int(counts.argmin())]} has no training tiles to balance")
         weights = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32, device=device)
-    return Recipe(record.preprocessing, config.augment, config.label_smoothing, weights, config.clip_norm, config.bf16)
+    return Recipe(
+        record.preprocessing,
+        config.augment,
+        config.label_smoothing,
+        weights,
+        config.clip_norm,
+        config.bf16,
+        config.accumulate,
+    )
 
 
 def validation_metrics(labels: Labels, logits: NDArray[np.float32]) -> Metrics:
