@@ -31,6 +31,7 @@ class Recipe:
     class_weights: Tensor | None  # (K,)
     clip_norm: float | None
     bf16: bool
+    weight: float = 1.0  # of this worker's mean loss in the workers' mean: its part of the batch times their number
 
 
 @dataclass
@@ -81,7 +82,7 @@ def _backward(
     tiles_BCHW = augment(unit_BCHW, recipe.augmentation, generator)
     inputs = normalise(tiles_BCHW, recipe.preprocessing).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
-        loss = _loss(model(inputs), torch.from_numpy(labels).to(device), recipe)
+        loss = recipe.weight * _loss(model(inputs), torch.from_numpy(labels).to(device), recipe)
     model.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
