@@ -101,7 +101,7 @@ def training(cluster: Any, config: TrainConfig, home: Path, folder: Path) -> Ite
         driver = subprocess.Popen([COMMAND, "train", folder / "train.yaml"], env=variables, cwd=folder, stderr=stream)
         try:
             yield
-            assert driver.wait(PATIENCE_S) == 0, log.read_text()
+            assert driver.wait(2 * PATIENCE_S) == 0, log.read_text()
         finally:
             driver.kill()
             driver.wait()
