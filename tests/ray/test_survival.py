@@ -81,7 +81,12 @@ def started(start: Callable[[], Any]) -> Any:
 
 def workers_on(node: Any) -> list[int]:
     raylet = node.all_processes["raylet"][0].process.pid
-    return [one.pid for one in psutil.Process(raylet).children(recursive=True) if "RayTrainWorker" in "".join(one.cmdline())]
+    found = []
+    for one in psutil.Process(raylet).children(recursive=True):
+        with suppress(psutil.Error):  # it ended while we looked
+            if "RayTrainWorker" in "".join(one.cmdline()):
+                found.append(one.pid)
+    return found
 
 
 def run_of(dataset: Dataset, **settings: Any) -> TrainConfig:
