@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import COMMAND, environment, historay, kill_all, leftovers, processes_of, wait_until
+from processes import COMMAND, actors_seen, environment, historay, kill_all, leftovers, processes_of, wait_until
 from runs import assert_complete
 
 from historay.data.dataset import Dataset
@@ -116,9 +116,7 @@ def copy_unfinished(store: Store, run: str, config: TrainConfig) -> None:
 
 def num_workers_started() -> int:
     """How many training workers this cluster has seen, alive and dead."""
-    from ray.util.state import list_actors
-
-    return sum(actor.class_name.endswith("RayTrainWorker") for actor in list_actors(limit=10_000))
+    return sum(actor.class_name.endswith("RayTrainWorker") for actor in actors_seen())
 
 
 def test_a_share_too_large_for_memory_is_streamed_and_ends_with_the_same_steps(dataset: Dataset, unbroken: TrainConfig) -> None:

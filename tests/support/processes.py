@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 COMMAND = Path(sys.executable).with_name("historay")
 
@@ -51,12 +52,19 @@ def kill_all(home: Path) -> None:
 def leftovers() -> list[str]:
     """What the cluster still holds: placement groups, and actors of trials, runs and their workers."""
     import ray
-    from ray.util.state import list_actors
 
     groups = [name for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"]
     names = {"TrainController", "RayTrainWorker", "ImplicitFunc"}
-    actors = [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000)]
+    actors = [actor.class_name for actor in actors_seen() if actor.state == "ALIVE"]
     return groups + [actor for actor in actors if actor.rsplit(".", 1)[-1] in names]
+
+
+def actors_seen() -> list[Any]:
+    """The actors, alive and dead, of the cluster that this process is connected to: there may be others on the machine."""
+    import ray
+    from ray.util.state import list_actors
+
+    return list(list_actors(address=ray.get_runtime_context().gcs_address, limit=10_000))
 
 
 def wait_until(happened: Callable[[], bool], timeout_s: float, what: str) -> None:
