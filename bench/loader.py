@@ -72,7 +72,7 @@ def historay_cached(reference: tuple[str, str], rank: int) -> Pass:
     """What a training worker does first, and what an epoch then costs."""
     dataset = open_dataset(open_store(reference[0]), reference[1])
     started = time.perf_counter()
-    pieces = share_of(dataset, "train", rank, WORKERS)
+    pieces = share_of(dataset, "train", rank, [1] * WORKERS)
     room = make_room(sum(piece.stop - piece.start for piece in pieces), PX, 8.0)
     assert room is not None
     loaded = load_share(dataset, pieces, room, 1)
@@ -86,7 +86,7 @@ def historay_streamed(reference: tuple[str, str], rank: int) -> Pass:
     """A share that is too large to be kept."""
     dataset = open_dataset(open_store(reference[0]), reference[1])
     started = time.perf_counter()
-    found = streamed_batches(dataset, share_of(dataset, "train", rank, WORKERS), PX, BATCH, 0, 1)
+    found = streamed_batches(dataset, share_of(dataset, "train", rank, [1] * WORKERS), PX, BATCH, 0, 1)
     return timed((tiles for tiles, _ in found), started)
 
 
@@ -101,7 +101,7 @@ def in_processes(run: Callable[[tuple[str, str], int], Pass], dataset: Dataset) 
 
 def warm(reference: tuple[str, str]) -> None:
     """Imports what reading imports, about a second, and keeps the process busy until the others have started too."""
-    share_of(open_dataset(open_store(reference[0]), reference[1]), "train", 0, WORKERS)
+    share_of(open_dataset(open_store(reference[0]), reference[1]), "train", 0, [1] * WORKERS)
     time.sleep(1.0)
 
 

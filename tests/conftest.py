@@ -1,21 +1,19 @@
 """What all tests share: a store, one Ray cluster, a real S3 server, the real data beside the checkout."""
 
 import signal
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gotools import go_program
 from hypothesis import settings
 from pcam import unpack_pcam
-from processes import free_port, wait_for_port
+from processes import free_port
+from s3_server import S3_KEYS, s3_server_over
 
 from historay.storage import LocalStore
 
 TESTS = Path(__file__).parent
-S3_KEYS = {"AWS_ACCESS_KEY_ID": "historay-test", "AWS_SECRET_ACCESS_KEY": "not-a-secret", "AWS_REGION": "us-east-1"}
 
 
 # A busy machine is no failure: timings decide nothing here.
@@ -74,24 +72,12 @@ def ray_cluster(own_home: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Starts versitygw, a real S3 server over a folder, on loopback; yields its URL, with AWS_* set for it."""
-    program = str(go_program(TESTS / "tools", "github.com/versity/versitygw/cmd/versitygw"))
     folder, port = tmp_path_factory.mktemp("s3"), free_port()
-    (folder / "buckets" / "tiles").mkdir(parents=True)
-    (folder / "sidecar").mkdir()
     url = f"http://127.0.0.1:{port}"
-    command = [program, "--port", f"127.0.0.1:{port}", "--access", S3_KEYS["AWS_ACCESS_KEY_ID"]]
-    command += ["--secret", S3_KEYS["AWS_SECRET_ACCESS_KEY"], "--quiet", "posix"]
-    command += ["--sidecar", str(folder / "sidecar"), str(folder / "buckets")]
-    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
+    with pytest.MonkeyPatch.context() as patch, s3_server_over(folder, port):
         for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": url}.items():
             patch.setenv(name, value)
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            wait_for_port(port, server)
-            yield url
-        finally:
-            server.terminate()
-            server.wait(timeout=10)
+        yield url
 
 
 @pytest.fixture

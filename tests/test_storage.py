@@ -16,7 +16,7 @@ from lossy import losing_one_answer
 from processes import UNPRIVILEGED
 
 from historay.errors import Conflict, NotFound, StorageError, TooLarge, Unreadable
-from historay.storage import LocalStore, Store, open_store, read_uri, split_uri
+from historay.storage import LocalStore, PatientStore, Store, open_store, read_uri, split_uri
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
@@ -214,3 +214,44 @@ def test_a_wrong_secret_is_explained(s3_uri: str, monkeypatch: pytest.MonkeyPatc
             open_store(s3_uri).read("a")
     finally:
         storage._s3_client.cache_clear()
+
+
+class FailingStore(LocalStore):
+    """A folder on a medium that fails a number of times first."""
+
+    def __init__(self, uri: str, num_failures: int) -> None:
+        super().__init__(uri)
+        self.num_calls, self.num_failures = 0, num_failures
+
+    def _fail(self) -> None:
+        self.num_calls += 1
+        if self.num_calls <= self.num_failures:
+            raise StorageError("the medium is gone for a moment")
+
+    def read(self, key: str) -> bytes:
+        self._fail()
+        return super().read(key)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._fail()
+        super().write(key, data)
+
+
+@pytest.mark.parametrize(("num_failures", "succeeds"), [(5, True), (6, False)])
+def test_a_patient_store_tries_six_times(tmp_path: Path, num_failures: int, succeeds: bool) -> None:
+    failing = FailingStore(str(tmp_path), num_failures)
+    patient = PatientStore(failing, first_wait_s=0.0)
+    if succeeds:
+        patient.write("a", b"1")
+        assert failing.read("a") == b"1"
+    else:
+        with pytest.raises(StorageError, match="gone for a moment"):
+            patient.write("a", b"1")
+        assert failing.num_calls == 6
+
+
+def test_a_patient_store_does_not_wait_for_what_is_absent(tmp_path: Path) -> None:
+    failing = FailingStore(str(tmp_path), 0)
+    with pytest.raises(NotFound):
+        PatientStore(failing).read("absent")
+    assert failing.num_calls == 1

@@ -9,10 +9,11 @@ import fcntl
 import functools
 import hashlib
 import os
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import boto3
 import pyarrow.fs
@@ -20,10 +21,12 @@ from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from historay.errors import Conflict, NotFound, StorageError, TooLarge, Unreadable
+from historay.log import log_event
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+T = TypeVar("T")
 _TEMPORARY = ".tmp-"
 _LOCK = ".lock"
 # Errors of one file; any other, such as a stale mount, is taken for a failure of the whole store.
@@ -286,6 +289,48 @@ class S3Store:
             return StorageError(f"{where}: refused ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         kind, text = _S3_CODES.get(code, (StorageError, f"S3 answered {code}: {error}"))
         return kind(f"{where}: {text}")
+
+
+class PatientStore:
+    """A store that tries again while another one fails, for work of hours that must outlive an outage of minutes.
+
+    Each call is made up to 6 times with doubling pauses, 15 s in all; with S3 that comes to minutes, since its own client
+    spends half a minute on a server that does not answer. What is absent, denied or changed is told at once.
+    """
+
+    def __init__(self, store: Store, num_attempts: int = 6, first_wait_s: float = 0.5) -> None:
+        self.uri = store.uri
+        self.locate, self.arrow, self.swap = store.locate, store.arrow, store.swap  # a repeated swap meets its own first one
+        self._store, self._num_attempts, self._first_wait_s = store, num_attempts, first_wait_s
+
+    def read(self, key: str, at_most: int | None = None) -> bytes:
+        return self._tried(lambda: self._store.read(key, at_most))
+
+    def read_tagged(self, key: str) -> tuple[bytes, str]:
+        return self._tried(lambda: self._store.read_tagged(key))
+
+    def write(self, key: str, data: bytes) -> None:
+        self._tried(lambda: self._store.write(key, data))
+
+    def exists(self, key: str) -> bool:
+        return self._tried(lambda: self._store.exists(key))
+
+    def delete(self, key: str) -> None:
+        self._tried(lambda: self._store.delete(key))
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        yield from self._tried(lambda: sorted(self._store.list(prefix)))
+
+    def _tried(self, call: Callable[[], T]) -> T:
+        for attempt in range(1, self._num_attempts):
+            try:
+                return call()
+            except (NotFound, Unreadable, Conflict):
+                raise
+            except StorageError as error:
+                log_event("WARNING the store fails, trying again", attempt=attempt, of=self._num_attempts, error=error)
+                time.sleep(self._first_wait_s * 2 ** (attempt - 1))
+        return call()
 
 
 _S3_KEY_REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch"}

@@ -1,5 +1,6 @@
 """A training run ends where it was meant to end, whatever is killed on the way, and what it made can be judged and served."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,23 +8,19 @@ import threading
 from pathlib import Path
 
 import pytest
-from processes import COMMAND, environment, historay, kill_all, leftovers, processes_of, wait_until
+import torch
+from processes import COMMAND, actors_seen, environment, historay, kill_all, leftovers, processes_of, wait_until
+from runs import assert_complete
 
 from historay.data.dataset import Dataset
-from historay.errors import ConfigError
-from historay.training.run import complete_epochs, read_metrics, read_run
+from historay.errors import ConfigError, TrainingError
+from historay.storage import Store
+from historay.training.run import complete_epochs, load_run, read_metrics, read_run
 from historay.training.settings import TrainConfig
 from historay.training.train import train
 
 # Ray's own deprecation warnings are not ours to mend.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
-
-
-def assert_complete(dataset: Dataset, config: TrainConfig) -> None:
-    record = read_run(dataset.store, config.run)
-    assert record.status == "finished"
-    assert record.num_steps == config.epochs * record.steps_per_epoch
-    assert [line["epoch"] for line in read_metrics(dataset.store, config.run)] == list(range(1, config.epochs + 1))
 
 
 @pytest.fixture(scope="session")
@@ -65,8 +62,61 @@ def test_a_worker_killed_in_mid_epoch_is_replaced_and_the_run_ends_as_an_unbroke
     os.kill(workers[0], signal.SIGKILL)
     runner.join(timeout=240)
     assert_complete(dataset, config)
-    broken, whole = (read_metrics(dataset.store, name)[-1] for name in ("worker-killed", "unbroken"))
-    assert broken["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-3), "a resumed epoch draws what it would have drawn"
+    broken, whole = (load_run(dataset.store, name, "last")[1].state_dict() for name in ("worker-killed", "unbroken"))
+    assert all(torch.equal(broken[name], whole[name]) for name in whole), "a resumed epoch draws what it would have drawn"
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_at_once_and_the_last_good_checkpoint_stays(
+    dataset: Dataset, unbroken: TrainConfig
+) -> None:
+    config = unbroken.model_copy(update={"run": "exploding", "epochs": unbroken.epochs + 1})
+    copy_unfinished(dataset.store, "unbroken", config)
+    key = "runs/exploding/checkpoints/epoch-0012/state.json"
+    state = json.loads(dataset.store.read(key))
+    state["groups"][0]["lr"] = 1e30
+    dataset.store.write(key, json.dumps(state).encode())
+    before = num_workers_started()
+    with pytest.raises(TrainingError, match=r"in epoch 13 after \d+ steps .* the last good checkpoint is kept"):
+        train(config)
+    assert num_workers_started() == before + 2, "not tried again"
+    assert complete_epochs(dataset.store, "exploding")[-1] == 12
+    weights = load_run(dataset.store, "exploding", "last")[1].state_dict()
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+
+
+def test_a_driver_whose_run_is_taken_over_ends_at_once_and_says_so(dataset: Dataset, unbroken: TrainConfig) -> None:
+    config = unbroken.model_copy(update={"run": "taken-over", "epochs": 60})
+    errors: list[TrainingError] = []
+
+    def driver() -> None:
+        try:
+            train(config)
+        except TrainingError as error:
+            errors.append(error)
+
+    before, runner = num_workers_started(), threading.Thread(target=driver)
+    runner.start()
+    wait_until(lambda: bool(read_metrics(dataset.store, config.run)), 240, "the first epoch")
+    record = read_run(dataset.store, config.run)
+    dataset.store.write("runs/taken-over/run.json", record.model_copy(update={"attempt": "another"}).model_dump_json().encode())
+    runner.join(timeout=240)
+    assert "another driver has taken over run taken-over" in str(errors[0])
+    assert num_workers_started() == before + 2, "not tried again"
+
+
+def copy_unfinished(store: Store, run: str, config: TrainConfig) -> None:
+    """Makes a run of longer settings that stands where a finished one ended."""
+    for item in list(store.list(f"runs/{run}")):
+        store.write(item.key.replace(f"runs/{run}/", f"runs/{config.run}/", 1), store.read(item.key))
+    record = read_run(store, config.run)
+    longer = {**record.config, "run": config.run, "epochs": config.epochs}
+    unfinished = record.model_copy(update={"run": config.run, "status": "running", "num_steps": None, "config": longer})
+    store.write(f"runs/{config.run}/run.json", unfinished.model_dump_json().encode())
+
+
+def num_workers_started() -> int:
+    """How many training workers this cluster has seen, alive and dead."""
+    return sum(actor.class_name.endswith("RayTrainWorker") for actor in actors_seen())
 
 
 def test_a_share_too_large_for_memory_is_streamed_and_ends_with_the_same_steps(dataset: Dataset, unbroken: TrainConfig) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 COMMAND = Path(sys.executable).with_name("historay")
 # Root reads everything unless it gives up the capability to override permissions.
@@ -71,6 +72,14 @@ def wait_for_an_empty_cluster(timeout_s: float = 60) -> None:
     with suppress(AssertionError):
         wait_until(lambda: not leftovers(), timeout_s, "an empty cluster")
     assert leftovers() == []
+
+
+def actors_seen() -> list[Any]:
+    """The actors, alive and dead, of the cluster that this process is connected to: there may be others on the machine."""
+    import ray
+    from ray.util.state import list_actors
+
+    return list(list_actors(address=ray.get_runtime_context().gcs_address, limit=10_000))
 
 
 def wait_until(happened: Callable[[], bool], timeout_s: float, what: str) -> None:

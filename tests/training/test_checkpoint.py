@@ -1,4 +1,4 @@
-"""A checkpoint brings a learner back bit for bit, survives a failing store, and is never taken for whole when it isn't."""
+"""A checkpoint brings a learner back bit for bit, and is never taken for whole when it isn't."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ import torch
 from images import texture
 
 from historay.data.transforms import Preprocessing
-from historay.errors import StorageError, TrainingError
+from historay.errors import TrainingError
 from historay.models.zoo import build_model
 from historay.storage import LocalStore
-from historay.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint, with_retry
+from historay.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
 from historay.training.loop import Learner, Recipe, train_one_epoch
 from historay.training.optim import build_ema, build_optimizer, build_schedule
 from historay.training.run import complete_epochs
@@ -71,20 +71,3 @@ def test_nothing_in_a_checkpoint_is_a_pickle(store: LocalStore) -> None:
     save_checkpoint(store, "r", 1, learner("adamw"), {})
     names = {item.key.rsplit("/", 1)[1] for item in store.list("runs")}
     assert names == {"model.safetensors", "training.safetensors", "state.json"}
-
-
-@pytest.mark.parametrize(("failures", "succeeds"), [(5, True), (6, False)])
-def test_a_write_is_tried_six_times(failures: int, succeeds: bool) -> None:
-    calls = []
-
-    def write() -> None:
-        calls.append(1)
-        if len(calls) <= failures:
-            raise StorageError("the bucket is gone for a moment")
-
-    if succeeds:
-        with_retry(write, first_wait_s=0.0)
-    else:
-        with pytest.raises(StorageError, match="gone for a moment"):
-            with_retry(write, first_wait_s=0.0)
-    assert len(calls) == 6

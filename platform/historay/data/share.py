@@ -6,8 +6,9 @@ training run started several processes more.
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -29,13 +30,23 @@ class Piece(NamedTuple):
     stop: int
 
 
-def share_of(dataset: Dataset, split: str, rank: int, num_workers: int) -> list[Piece]:
-    """Returns the rows of worker ``rank``: as many as every other's, side by side in order; the rest is left out."""
+def batch_parts(batch_size: int, num_workers: int) -> list[int]:
+    """Returns how many tiles of each batch fall to each worker: equal parts, or such as differ by one."""
+    bounds = [batch_size * rank // num_workers for rank in range(num_workers + 1)]
+    return [stop - start for start, stop in pairwise(bounds)]
+
+
+def share_of(dataset: Dataset, split: str, rank: int, parts: Sequence[int]) -> list[Piece]:
+    """Returns the rows of worker ``rank``, side by side in order: of all rows as large a part as ``parts`` has of its sum.
+
+    Each share lasts for as many batches of its part as all rows hold batches of the sum, or for one more.
+    """
     shards = dataset.manifest(["shard"])["shard"].value_counts().to_pylist()
     num_rows = {found["values"]: found["counts"] for found in shards}
     keys = dataset.shard_keys(split)
-    each = dataset.record.num_tiles[split] // num_workers
-    first, last, passed, pieces = rank * each, (rank + 1) * each, 0, []
+    num_tiles, whole = dataset.record.num_tiles[split], sum(parts)
+    first, last = (num_tiles * sum(parts[:end]) // whole for end in (rank, rank + 1))
+    passed, pieces = 0, []
     for key in keys:
         rows = num_rows[key.rsplit("/", 1)[-1].removesuffix(".parquet")]
         start, stop = max(first - passed, 0), min(last - passed, rows)

@@ -1,8 +1,6 @@
-"""Checkpoints as safetensors and JSON, written whole, tried again when the store fails, and never pickled."""
+"""Checkpoints as safetensors and JSON, written whole and never pickled."""
 
 import json
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,16 +8,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from historay.errors import StorageError
-from historay.log import log_event
 from historay.storage import Store
 from historay.training.loop import Learner, bare_model, judged_model
 from historay.training.run import WEIGHTS, checkpoint_prefix, complete_epochs
 
 _TRAINING = "training.safetensors"
 _STATE = "state.json"
-_ATTEMPTS = 6
-_FIRST_WAIT_S = 0.5
 
 
 def save_checkpoint(store: Store, run: str, epoch: int, learner: Learner, extra: dict[str, Any]) -> None:
@@ -36,9 +30,9 @@ def save_checkpoint(store: Store, run: str, epoch: int, learner: Learner, extra:
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer["param_groups"]]
     state = {"step": learner.step, "schedule": learner.schedule.last_epoch, "groups": groups, "extra": extra}
     prefix = checkpoint_prefix(run, epoch)
-    with_retry(lambda: store.write(f"{prefix}/{WEIGHTS}", save_tensors(_plain(judged_model(learner).state_dict()))))
-    with_retry(lambda: store.write(f"{prefix}/{_TRAINING}", save_tensors(_plain(tensors))))
-    with_retry(lambda: store.write(f"{prefix}/{_STATE}", json.dumps(state).encode()))
+    store.write(f"{prefix}/{WEIGHTS}", save_tensors(_plain(judged_model(learner).state_dict())))
+    store.write(f"{prefix}/{_TRAINING}", save_tensors(_plain(tensors)))
+    store.write(f"{prefix}/{_STATE}", json.dumps(state).encode())
 
 
 def load_checkpoint(store: Store, run: str, epoch: int, learner: Learner) -> dict[str, Any]:
@@ -67,19 +61,6 @@ def drop_checkpoints(store: Store, run: str, keep: set[int]) -> None:
     for epoch in set(complete_epochs(store, run)) - keep:
         for name in (_STATE, _TRAINING, WEIGHTS):
             store.delete(f"{checkpoint_prefix(run, epoch)}/{name}")
-
-
-def with_retry(write: Callable[[], None], first_wait_s: float = _FIRST_WAIT_S) -> None:
-    """Calls ``write`` up to 6 times with doubling pauses, about 15 s in all; the last StorageError is raised."""
-    for attempt in range(_ATTEMPTS):
-        try:
-            return write()
-        except StorageError as error:
-            if attempt == _ATTEMPTS - 1:
-                raise
-            log_event("checkpoint write failed", attempt=attempt + 1, of=_ATTEMPTS, error=error)
-            time.sleep(first_wait_s * 2**attempt)
-    return None
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

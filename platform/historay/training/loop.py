@@ -35,6 +35,7 @@ class Recipe:
     clip_norm: float | None
     bf16: bool
     accumulate: int = 1  # parts in which a batch runs through the network
+    weight: float = 1.0  # of this worker's mean loss in the workers' mean: its part of the batch times their number
 
 
 @dataclass
@@ -98,7 +99,7 @@ def backward(
     for number, (part_BCHW, part_B, share) in enumerate(parts, start=1):
         with _exchange(model, now=number == len(shares)):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
-                loss = share * _loss(model(part_BCHW), part_B, recipe)
+                loss = recipe.weight * share * _loss(model(part_BCHW), part_B, recipe)
             torch.autograd.backward(loss)
         losses.append(loss.detach())
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -25,7 +25,7 @@ from historay.data.dataset import open_dataset
 from historay.errors import ConfigError, NotFound
 from historay.log import log_event, setup_logging
 from historay.ray_session import connect_ray
-from historay.storage import open_store
+from historay.storage import PatientStore, open_store
 from historay.training.mlflow_mirror import end_runs
 from historay.training.run import read_metrics, read_run, run_key
 from historay.training.search_callbacks import EPOCH, OBJECTIVE, Bounds, PruningSearch, Recorder, ReportBest, explained
@@ -72,7 +72,7 @@ def open_search(config: SearchConfig) -> Search:
     Raises ConfigError if a search of that name exists with other settings, or is to be begun twice.
     """
     base, space = base_config(config), parse_space(config.space)
-    store = open_store(base.store)
+    store = PatientStore(open_store(base.store))
     dataset = open_dataset(store, base.dataset)
     dataset.refuse_leaks(base.accept_leaks)
     base = base.model_copy(update={"store": store.uri, "dataset": dataset.reference})
@@ -267,7 +267,8 @@ def _trainable(search: str, base: TrainConfig) -> Callable[[Params], None]:
         for epoch, value in enumerate(curve, start=1):
             ray.tune.report({EPOCH: epoch, OBJECTIVE: value})
         report = ReportBest(config.monitor, curve[-1] if curve else None)
-        train(config.model_copy(update={"max_failures": 0}), [report])
+        # A fixed number of workers: how many trials fit beside one another was reckoned with it.
+        train(config.model_copy(update={"max_failures": 0, "min_workers": None}), [report])
 
     return trial
 

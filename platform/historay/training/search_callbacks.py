@@ -11,7 +11,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.optuna import OptunaSearch
 
 from historay.errors import TrainingError
-from historay.training.checkpoint import with_retry
 from historay.training.run import read_run
 from historay.training.search_settings import Params, trial_config, trial_run
 from historay.training.search_view import Progress, View
@@ -145,7 +144,7 @@ class Recorder(ray.tune.Callback):
         self.view.ended(self.progress, ended)
 
     def _keep(self, record: TrialRecord) -> None:
-        with_retry(lambda: write_trial(self.search.store, self.search.config.search, record))
+        write_trial(self.search.store, self.search.config.search, record)
         self.progress.trials[record.run] = record
 
 

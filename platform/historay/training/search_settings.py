@@ -24,6 +24,8 @@ _FIXED = {"run", "dataset", "store", "monitor", "seed", "accept_leaks"} | {
     "logger",
     "max_failures",
     "cache_gib",
+    "min_workers",
+    "hang_timeout_s",
 }
 DRIVER_CPUS = 0.1  # of a trial, beside its workers; Tune refuses 0
 _RANGE_KEYS = {"low", "high", "log", "step"}

@@ -11,6 +11,8 @@ from historay.data.transforms import Augmentation
 from historay.training.optim import OptimizerName, ScheduleName
 from historay.training.run import Logger
 
+# Where and how a run is carried out may change between its attempts; what is trained may not.
+MAY_CHANGE = {"store", "max_failures", "logger", "cache_gib", "cpus_per_worker", "min_workers", "hang_timeout_s"}
 Monitor = Literal["val_auc", "val_loss", "val_accuracy", "val_balanced_accuracy"]
 
 
@@ -67,6 +69,8 @@ class TrainConfig(Config):
     """Side to which tiles are resized; the data set's own tile size if it has one."""
     num_workers: int = Field(default=2, ge=1)
     """Ray Train workers, each with a copy of the network (DDP)."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Go on with as few workers while nodes are lost, and with ``num_workers`` again when they are back; else wait for all."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPUs that Ray sets aside for each worker."""
     use_gpu: bool = False
@@ -75,6 +79,8 @@ class TrainConfig(Config):
     """Run forward and backward under bfloat16 autocast, and exchange gradients in it; weights stay float32."""
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are replaced, each time from the last checkpoint."""
+    hang_timeout_s: int = Field(default=600, ge=1)
+    """How long workers wait for one that hangs before all are replaced; more than one may start or read later than another."""
     cache_gib: float = Field(default=8.0, ge=0)
     """Memory of each worker for decoded tiles. A larger share is kept on local disk, or if that is full, and with 0, decoded in
     each epoch."""
@@ -97,6 +103,8 @@ class TrainConfig(Config):
                 f"batch_size={self.batch_size}, num_workers={self.num_workers} and accumulate={self.accumulate}: a worker's "
                 "share of the batch is split evenly, so the batch must be a multiple of workers times parts"
             )
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers={self.min_workers} and num_workers={self.num_workers}: the fewest are more than all")
         if self.warmup_epochs >= self.epochs and self.schedule != "constant":
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} and epochs={self.epochs}: the warm-up must end before the run"

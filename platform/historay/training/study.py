@@ -16,10 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from historay.errors import ConfigError, NotFound
 from historay.storage import Store
 from historay.training.search_settings import Params, SearchConfig
-from historay.training.settings import Monitor, TrainConfig
+from historay.training.settings import MAY_CHANGE, Monitor, TrainConfig
 
 Status = Literal["running", "complete", "stopped", "failed"]
-_MAY_CHANGE = {"store", "max_failures", "logger", "cache_gib", "cpus_per_worker"}  # between attempts, as for a single run
 _STARTUP_TRIALS = 10  # drawn at random before TPE has enough to go by (Optuna's default)
 
 
@@ -122,7 +121,7 @@ def refuse_other(existing: SearchRecord | None, new: SearchRecord, config: Searc
 
 def base_settings(base: TrainConfig, dataset: str) -> dict[str, Any]:
     """Returns what decides a trial's result, of the train config; where it runs may change between calls."""
-    return {**base.model_dump(mode="json", exclude=_MAY_CHANGE | {"run"}), "dataset": dataset}
+    return {**base.model_dump(mode="json", exclude=MAY_CHANGE | {"run"}), "dataset": dataset}
 
 
 def direction(monitor: Monitor) -> Literal["min", "max"]:

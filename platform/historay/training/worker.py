@@ -14,12 +14,13 @@ from torch import nn
 from historay.cpus import available_cpus
 from historay.data.dataset import Dataset
 from historay.data.loading import Labels, Tiles, iter_tiles
+from historay.data.share import batch_parts
 from historay.errors import DataError, TrainingError
 from historay.evaluation import metrics
 from historay.models.inference import probabilities
 from historay.models.zoo import build_model
 from historay.storage import Store
-from historay.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint, with_retry
+from historay.training.checkpoint import drop_checkpoints, load_checkpoint, save_checkpoint
 from historay.training.loop import Learner, Recipe, judged_model, predict, train_one_epoch
 from historay.training.optim import build_ema, build_optimizer, build_schedule
 from historay.training.parallel import exchange_in_bf16
@@ -35,7 +36,7 @@ class Place(NamedTuple):
     """Where a worker stands among the others."""
 
     rank: int
-    world_size: int
+    world_size: int  # fewer than the run's while nodes are lost
     device: torch.device
 
 
@@ -79,7 +80,7 @@ def run_epochs(
     """Trains from the last whole checkpoint to the end and yields the metrics of each epoch, on every worker alike."""
     store = dataset.store
     standing = _resume(store, record, learner)
-    recipe = make_recipe(config, record, dataset, place.device)
+    recipe = make_recipe(config, record, dataset, place)
     validation = _Validation(dataset, record, place)
     generator = torch.Generator()
     for epoch in range(standing.epoch + 1, config.epochs + 1):
@@ -99,6 +100,7 @@ def run_epochs(
             "lr": learner.schedule.get_last_lr()[0],
             "epoch_seconds": round(seconds, 2),
             "tiles_per_s": round(record.steps_per_epoch * config.batch_size / seconds, 1),
+            "workers": place.world_size,
         }
         standing = Standing(epoch, _better(config, standing.best, epoch, found))
         if place.rank == 0:
@@ -106,7 +108,7 @@ def run_epochs(
         yield found
 
 
-def make_recipe(config: TrainConfig, record: RunRecord, dataset: Dataset, device: torch.device) -> Recipe:
+def make_recipe(config: TrainConfig, record: RunRecord, dataset: Dataset, place: Place) -> Recipe:
     """Returns how a step turns tiles into a gradient; balanced weights have a mean of 1 over the training tiles."""
     weights = None
     if config.class_weights == "balanced":
@@ -114,7 +116,8 @@ def make_recipe(config: TrainConfig, record: RunRecord, dataset: Dataset, device
         counts = np.bincount(manifest.loc[manifest["split"] == "train", "label"], minlength=len(record.classes))
         if (counts == 0).any():
             raise DataError(f"{record.dataset}: class {record.classes[int(counts.argmin())]} has no training tiles to balance")
-        weights = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32, device=device)
+        weights = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32, device=place.device)
+    mine = batch_parts(config.batch_size, place.world_size)[place.rank] * place.world_size / config.batch_size
     return Recipe(
         record.preprocessing,
         config.augment,
@@ -123,6 +126,7 @@ def make_recipe(config: TrainConfig, record: RunRecord, dataset: Dataset, device
         config.clip_norm,
         config.bf16,
         config.accumulate,
+        mine,
     )
 
 
@@ -217,9 +221,9 @@ def _keep(store: Store, record: RunRecord, standing: Standing, learner: Learner,
     save_checkpoint(store, record.run, standing.epoch, learner, {"best": best.model_dump() if best else None})
     lines = [line for line in read_metrics(store, record.run) if line["epoch"] < standing.epoch]
     text = "".join(json.dumps(line) + "\n" for line in [*lines, found])
-    with_retry(lambda: store.write(run_key(record.run, "metrics.jsonl"), text.encode()))
+    store.write(run_key(record.run, "metrics.jsonl"), text.encode())
     if best is not None:
-        with_retry(lambda: store.write(run_key(record.run, "best.json"), best.model_dump_json().encode()))
+        store.write(run_key(record.run, "best.json"), best.model_dump_json().encode())
     drop_checkpoints(store, record.run, keep={standing.epoch, best.epoch if best else standing.epoch})
 
 
