@@ -2,14 +2,16 @@
 
 import json
 import re
+from html import unescape
 
 import pytest
 from bundles import PROBES, SPEC, network
 
 from historay.evaluation.assessment import Assessment
 from historay.evaluation.comparison import Judged, compare
-from historay.evaluation.page import render_comparison
+from historay.evaluation.page import TITLES, render_comparison
 from historay.evaluation.report import Report
+from historay.evaluation.side_by_side import NOT_THERE, side_by_side
 from historay.models.bundle import CARD, bundle_prefix, save_bundle
 from historay.storage import LocalStore
 
@@ -79,10 +81,30 @@ def test_the_model_card_says_what_spoiling_costs_where_it_was_measured(report: R
     assert "severities" not in cards[True]
 
 
-def test_a_comparison_shows_both_models_and_their_difference(assessment: Assessment) -> None:
+def test_a_comparison_shows_both_models_and_their_difference(assessment: Assessment, report: Report) -> None:
     one = Judged(assessment.test, assessment.chosen.point)
     found = compare(one, one, 100, 0)
-    page = render_comparison(["a@1", "b@2"], [{"architecture": "small_cnn"}, {"architecture": "resnet18"}], found)
+    page = render_comparison(["a@1", "b@2"], [{"architecture": "small_cnn"}, {"architecture": "resnet18"}], found, [report] * 2)
     assert "a@1" in page
     assert "resnet18" in page
     assert "0.000 (0.000 to 0.000)" in page
+    for section in ("Patients and slides", "Calibration", "Shortcuts", "Abstention", "Subgroups", "Findings"):
+        assert f"<h3>{section}</h3>" in page
+    assert unescape(page).count(f"<td>{report.shortcuts.verdict.sentence}</td>") == 2
+    assert report.subgroups.patients is not None
+    assert report.subgroups.patients.worst is not None
+    assert unescape(page).count(f"<td>{report.subgroups.patients.worst.in_words()}</td>") == 2
+
+
+def test_of_two_reports_each_says_its_own_and_what_one_lacks_is_said(assessment: Assessment, report: Report) -> None:
+    other = report.model_copy(update={"robustness": None, "pooled": ()})
+    found = side_by_side([report, other], TITLES)
+    assert {"site-0" in value for value in found["Subgroups"]["worst site"]} == {True}
+    spoilt = found["Robustness and error slices"]["mild spoiling"]
+    assert spoilt[0].startswith("Blur")
+    assert spoilt[1] == NOT_THERE
+    assert all(second == NOT_THERE for _, second in found["Patients and slides"].values())
+    assert found["Findings"]["alarm"][0].count("SHORTCUT:") == 1
+    one = Judged(assessment.test, assessment.chosen.point)
+    page = render_comparison(["a@1", "b@2"], [{}, {}], compare(one, one, 100, 0), [report, None])
+    assert "The report of b@2 was made by another version" in page

@@ -13,6 +13,7 @@ from historay.evaluation.intervals import Draws, Estimate, Named, Unit, Units, d
 from historay.evaluation.judgement import chosen_classes, macro_means, tallies_of
 from historay.evaluation.operating_point import OperatingPoint, decide
 from historay.evaluation.predictions import Predictions
+from historay.evaluation.reliability import calibration_tally
 
 
 class Judged(NamedTuple):
@@ -113,7 +114,11 @@ def _drawn(judged: Judged, units: Units, num_resamples: int, seed: int) -> Draws
     """Equal units and seed draw the same patients, whatever is tallied."""
     predictions, point = judged
     predicted = decide(predictions.probabilities, predictions.classes, point)
-    tallies = tallies_of(predictions, predicted, point, units)
+    positive = None if point is None else predictions.classes.index(point.positive_class)
+    tallies = [
+        *tallies_of(predictions, predicted, point, units),
+        calibration_tally(predictions.probabilities, predictions.labels, positive, units),
+    ]
     return draw(tallies, units, num_resamples, seed, derive=lambda named: macro_means(named, len(predictions.classes), point))
 
 

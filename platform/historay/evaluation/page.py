@@ -15,6 +15,7 @@ from historay.evaluation.plots_rows import Row, forest_svg
 from historay.evaluation.predictions import Predictions
 from historay.evaluation.report import DISCLAIMER, Report
 from historay.evaluation.shortcut import FAMILIES
+from historay.evaluation.side_by_side import side_by_side
 
 TITLES = {
     "roc_auc": "ROC-AUC",
@@ -77,13 +78,17 @@ def render_report(report: Report, test: Predictions, history: Sequence[dict[str,
     )
 
 
-def render_comparison(names: Sequence[str], facts: Sequence[Mapping[str, Any]], comparison: Comparison) -> str:
-    """Renders the page of two models; ``facts`` are what tells one from the other, by field."""
+def render_comparison(
+    names: Sequence[str], facts: Sequence[Mapping[str, Any]], comparison: Comparison, reports: Sequence[Report | None]
+) -> str:
+    """Renders the page of two models; ``facts`` tell one from the other, by field; a report that cannot be read is None."""
     figures = {name: comparison.figures[name] for name in TITLES if name in comparison.figures and name != "macro_recall"}
     rows = [
         Row(TITLES[name], comparison.num_tiles, found.difference.value, found.difference.low, found.difference.high)
         for name, found in figures.items()
+        if name != "nll"  # nats, on an axis of shares
     ]
+    readable = [report for report in reports if report is not None]
     return (
         _environment()
         .get_template("comparison.html")
@@ -92,6 +97,8 @@ def render_comparison(names: Sequence[str], facts: Sequence[Mapping[str, Any]], 
             facts=facts,
             c=comparison,
             figures=figures,
+            reports=side_by_side(readable, TITLES) if len(readable) == len(reports) else {},
+            unreadable=[name for name, report in zip(names, reports, strict=True) if report is None],
             titles=TITLES,
             method=METHOD,
             disclaimer=DISCLAIMER,

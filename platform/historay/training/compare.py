@@ -4,16 +4,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from historay.config import Config
-from historay.errors import DataError
+from historay.errors import DataError, NotFound
 from historay.evaluation.comparison import Comparison, Judged, compare
 from historay.evaluation.page import render_comparison
+from historay.evaluation.report import Report
 from historay.log import log_event
-from historay.models.bundle import BundleSpec, read_spec
+from historay.models.bundle import BundleSpec, bundle_prefix, read_spec
 from historay.models.registry import resolve
-from historay.storage import open_store
+from historay.storage import Store, open_store
 from historay.training.run import read_test_predictions
 
 
@@ -56,10 +57,19 @@ def compare_models(config: CompareConfig) -> CompareResult:
     found = compare(first, second, config.num_resamples, config.seed)
     prefix = f"comparisons/{names[0]}-and-{names[1]}"
     store.write(f"{prefix}/comparison.json", found.model_dump_json(indent=2).encode())
-    store.write(f"{prefix}/comparison.html", render_comparison(names, [_shown(spec) for spec in specs], found).encode())
+    page = render_comparison(names, [_shown(spec) for spec in specs], found, [_report(store, *one) for one in references])
+    store.write(f"{prefix}/comparison.html", page.encode())
     difference = found.figures["roc_auc"]
     log_event("compare done", roc_auc_difference=difference.difference.value, p_value=difference.p_value)
     return CompareResult(found, store.locate(f"{prefix}/comparison.html"))
+
+
+def _report(store: Store, name: str, version: str) -> Report | None:
+    """Reads a bundle's report; None where it has none, or one of another format: the predictions are compared all the same."""
+    try:
+        return Report.model_validate_json(store.read(f"{bundle_prefix(name, version)}/report.json"))
+    except (NotFound, ValidationError):
+        return None
 
 
 def _shown(spec: BundleSpec) -> dict[str, Any]:
