@@ -278,7 +278,8 @@ def _digest(tiles: pa.Table, classes: tuple[str, ...]) -> str:
 
 
 def _listing_digest(listing: Listing, config: IngestConfig) -> str:
-    text = listing.rows.to_csv() + config.model_dump_json(exclude={"store"})
+    """Names what is staged by all that decides it, which the split does not: another one goes on with the same chunks."""
+    text = listing.rows.to_csv() + config.model_dump_json(exclude={"store", "seed", "val_fraction", "test_fraction"})
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
