@@ -121,7 +121,13 @@ def misrouted(rng: random.Random) -> bytes:
 
 def noise(rng: random.Random) -> bytes:
     return rng.choice(
-        (rng.randbytes(300), b"\x16\x03\x01" + bytes(200), b"GET / HTTP/9.9\r\n\r\n", zlib.compress(_PNG), b"PRI * HTTP/2.0")
+        (
+            rng.randbytes(300),
+            b"\x16\x03\x01" + bytes(200),
+            b"GET / HTTP/9.9\r\nConnection: close\r\n\r\n",
+            zlib.compress(_PNG),
+            b"PRI * HTTP/2.0",
+        )
     )
 
 
