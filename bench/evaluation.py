@@ -13,6 +13,7 @@ from evidence import cohort
 
 from historay.evaluation.assessment import Policy, assess
 from historay.evaluation.intervals import auc_tally, estimate, units_of
+from historay.evaluation.shortcut import FAMILIES
 
 T = TypeVar("T")
 MILLION = 1_000_000
@@ -29,9 +30,9 @@ def timed(what: str, run: Callable[[], T]) -> T:
 if __name__ == "__main__":
     num = int(sys.argv[1]) if len(sys.argv) > 1 else MILLION
     validation = cohort(0, num_patients=500, tiles=40).predictions
-    test = timed(
-        f"drawn: {num:,} predictions of {num // 200:,} patients", lambda: cohort(1, num_patients=num // 200, tiles=200)
-    )
+    # As wide as a ResNet-18, with every family of shortcuts.
+    whole = {"num_patients": num // 200, "tiles": 200, "num_features": 512, "families": tuple(FAMILIES)}
+    test = timed(f"drawn: {num:,} predictions of {num // 200:,} patients", lambda: cohort(1, **whole))
     small = cohort(2, num_patients=500, tiles=200).predictions
     units = units_of(small.patients, len(small.labels), 0)
     tally = auc_tally("auc", small.labels == 1, small.probabilities[:, 1], units)

@@ -22,6 +22,8 @@ def cohort(
     bad_site: float = 0.0,
     which_bad: int = 0,
     num_sites: int = 4,
+    num_features: int = 16,
+    families: tuple[str, ...] = ("colour_histogram",),
 ) -> Evidence:
     """Calibrated probabilities of AUC about 0.93 for ``sharpness`` 1.
 
@@ -34,6 +36,8 @@ def cohort(
         bad_site: standard deviation of noise on the logits at one site.
         which_bad: the number of that site.
         num_sites: of the cohort.
+        num_features: of the network; a ResNet-18 has 512.
+        families: shortcuts that were tried, all with the same signal.
     """
     generator = np.random.default_rng([7, seed])
     num = num_patients * tiles
@@ -53,11 +57,11 @@ def cohort(
         scanners=np.array([f"scanner-{number % 2}" for number in patient]),
         mpps=np.full(num, 0.5),
     )
-    features = generator.normal(size=(num, 16)).astype(np.float32)
-    colour = _both(shortcut * (2 * labels - 1) + generator.normal(size=num))
-    return Evidence(
-        predictions, features, generator.random((num, 9)), generator.random((num, 48)), {"colour_histogram": colour}
-    )
+    features = np.empty((num, num_features), np.float32)
+    for block in np.array_split(features, -(-num // 20_000)):  # doubles of all would be twice the memory
+        block[:] = generator.normal(size=block.shape)
+    told = {name: _both(shortcut * (2 * labels - 1) + generator.normal(size=num)) for name in families}
+    return Evidence(predictions, features, generator.random((num, 9)), generator.random((num, 48)), told)
 
 
 def provenance(**changes: Any) -> Provenance:
