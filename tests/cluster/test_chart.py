@@ -128,7 +128,7 @@ def test_requests_equal_limits_for_every_container(helm: Path) -> None:
 
 def test_replicas_get_gpus_only_where_workers_have_them(helm: Path) -> None:
     assert "deployments" not in serve_config(render(helm))["applications"][0]
-    shared = render(helm, {"workers": {"gpus": 1, "gpusPerReplica": 0.25}, "serve": {"cpus_per_replica": 3}})
+    shared = render(helm, {"workers": {"cpu": "4", "gpus": 1, "gpusPerReplica": 0.25}, "serve": {"cpus_per_replica": 3}})
     (deployment,) = serve_config(shared)["applications"][0]["deployments"]
     assert deployment == {"name": "endpoint", "ray_actor_options": {"num_cpus": 3, "num_gpus": 0.25}}
 
