@@ -20,7 +20,7 @@ RECIPE = Recipe(Preprocessing(input_px=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 
 
 def learner(optimizer: str, lr: float = 1e-2) -> Learner:
     torch.manual_seed(0)
-    model = build_model("small_cnn", 2, 32, dropout=0.2)
+    model = build_model("small_cnn", 2, 32, dropout=0.2).to(memory_format=torch.channels_last)  # as workers have it
     built = build_optimizer(model, optimizer, lr, 0.9, 1e-3)  # type: ignore[arg-type]
     return Learner(model, built, build_schedule(built, "cosine", 2, 40), build_ema(model, 0.9))
 

@@ -43,10 +43,11 @@ def load_checkpoint(store: Store, run: str, epoch: int, learner: Learner) -> dic
     bare_model(learner.model).load_state_dict(_below(tensors, "model."))
     if learner.ema is not None:
         learner.ema.load_state_dict(_below(tensors, "ema."))
+    parameters = [parameter for group in learner.optimizer.param_groups for parameter in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _below(tensors, "optimizer.").items():
         number, _, slot = name.partition(".")
-        slots.setdefault(int(number), {})[slot] = tensor
+        slots.setdefault(int(number), {})[slot] = _laid_out(tensor, parameters[int(number)])
     fresh = learner.optimizer.state_dict()["param_groups"]
     groups = [{**kept, "params": group["params"]} for kept, group in zip(state["groups"], fresh, strict=True)]
     learner.optimizer.load_state_dict({"state": slots, "param_groups": groups})
@@ -65,6 +66,11 @@ def drop_checkpoints(store: Store, run: str, keep: set[int]) -> None:
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _laid_out(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Returns a state whose numbers lie in memory as the parameter's do: a fused optimiser goes through both in one line."""
+    return torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if tensor.shape == parameter.shape else tensor
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
