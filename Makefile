@@ -30,6 +30,8 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 
+# Two parts run at once: on two cores a second thread of each would only wait for the other's, four times as long.
+test: export OMP_NUM_THREADS = 1
 # The longest tests on Ray, which often wait, run beside all others. The last lines say of every part what failed and how it ended.
 LONGEST := tests/ray/test_search.py tests/ray/test_train.py tests/s3
 PARTS := .pytest-longest.log .pytest-fast.log .pytest-ray.log
