@@ -176,14 +176,7 @@ def test_an_ingest_ends_while_the_object_stores_are_full(cluster: Any, own_home:
         assert list(spilled.glob("ray_spilled_objects*/*")), "more than the stores hold"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_ADDRESS", cluster.address)
-            flags = [
-                "--name",
-                "small",
-                "--source",
-                str(tmp_path / "tiles" / "manifest.csv"),
-                "--store",
-                str(tmp_path / "store"),
-            ]
+            flags = ["--name", "small", "--source", "tiles/manifest.csv", "--store", "store"]
             done = historay("ingest", *flags, home=own_home, cwd=tmp_path)
         holder.communicate("")
     assert done.returncode == 0, done.stderr

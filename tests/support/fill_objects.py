@@ -18,6 +18,8 @@ if __name__ == "__main__":
     ray.init(logging_level="ERROR", log_to_driver=False)
     held = []
     for node in ray.nodes():
+        if not node["Alive"]:
+            continue
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         num_objects = int(node["Resources"]["object_store_memory"] // SIZE) + 2
         held += [filled.options(scheduling_strategy=there).remote() for _ in range(num_objects)]
