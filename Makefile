@@ -34,12 +34,14 @@ lint: setup
 test: export OMP_NUM_THREADS = 1
 # The longest tests on Ray, which often wait, run beside all others. The last lines say of every part what failed and how it ended.
 LONGEST := tests/ray/test_search.py tests/ray/test_train.py tests/s3
-PARTS := .pytest-longest.log .pytest-fast.log .pytest-ray.log
+SEVERAL_NODES := tests/ray/test_survival.py
+PARTS := .pytest-longest.log .pytest-nodes.log .pytest-fast.log .pytest-ray.log
 test: lint
-	$(BIN)/pytest $(LONGEST) --durations=12 > .pytest-longest.log 2>&1 & longest=$$!; failed=0; \
+	{ failed=0; $(BIN)/pytest $(LONGEST) --durations=12 > .pytest-longest.log 2>&1 || failed=1; \
+	  $(BIN)/pytest $(SEVERAL_NODES) --durations=12 > .pytest-nodes.log 2>&1 || failed=1; exit $$failed; } & longest=$$!; failed=0; \
 	$(BIN)/pytest -m "not ray and not s3" --durations=12 2>&1 | tee .pytest-fast.log || failed=1; \
-	$(BIN)/pytest -m "ray or s3" $(addprefix --ignore=,$(LONGEST)) --durations=12 2>&1 | tee .pytest-ray.log || failed=1; \
-	wait $$longest || failed=1; cat .pytest-longest.log; \
+	$(BIN)/pytest -m "ray or s3" $(addprefix --ignore=,$(LONGEST) $(SEVERAL_NODES)) --durations=12 2>&1 | tee .pytest-ray.log || failed=1; \
+	wait $$longest || failed=1; cat .pytest-longest.log .pytest-nodes.log; \
 	grep -hE '^(FAILED|ERROR|SKIPPED)' $(PARTS) || true; tail -qn 1 $(PARTS); exit $$failed
 
 bench: setup
