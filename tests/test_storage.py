@@ -228,9 +228,9 @@ class FailingStore(LocalStore):
         if self.num_calls <= self.num_failures:
             raise StorageError("the medium is gone for a moment")
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, at_most: int | None = None) -> bytes:
         self._fail()
-        return super().read(key)
+        return super().read(key, at_most)
 
     def write(self, key: str, data: bytes) -> None:
         self._fail()
