@@ -252,7 +252,7 @@ def _refused(operator: Operator, **spec: object) -> None:
 
 def test_a_used_up_quota_is_told_by_its_name_and_numbers(cluster: Cluster, jobs: KubernetesJobs, operator: Operator) -> None:
     cluster.kubectl("create", "quota", "team", "--hard=requests.cpu=3", "-n", operator.namespace)
-    wait_until(lambda: bool(cluster.get("quota", "team", "-n", operator.namespace)["status"].get("hard")), 180, "the quota")
+    wait_until(lambda: bool(cluster.get("quota", "team", "-n", operator.namespace)["status"].get("hard")), 600, "the quota")
     operator.take_up(JOB)
     operator.create_pod(JOB, "head")  # 2 CPUs
     _refused(operator)
@@ -265,9 +265,9 @@ def test_a_submitter_that_the_quota_refuses_is_told_from_the_job_controller_s_ow
 ) -> None:
     cluster.kubectl("create", "quota", "team", "--hard=pods=0", "-n", operator.namespace)
     operator.take_up(JOB)
-    wait_until(lambda: bool(cluster.get("quota", "team", "-n", operator.namespace)["status"].get("hard")), 180, "the quota")
+    wait_until(lambda: bool(cluster.get("quota", "team", "-n", operator.namespace)["status"].get("hard")), 600, "the quota")
     operator.create_submitter(JOB)
-    wait_until(lambda: bool(jobs.obstacles(JOB)), 180, "the job controller's event")
+    wait_until(lambda: bool(jobs.obstacles(JOB)), 600, "the job controller's event")
     assert "the namespace's quota team is used up (asks for pods=1, used pods=0, of pods=0" in jobs.obstacles(JOB)[0]
 
 
@@ -320,5 +320,5 @@ def test_a_job_that_no_operator_touches_is_told_after_half_a_minute(
     monkeypatch.setattr(limit, timedelta(hours=1))
     assert jobs.obstacles(JOB) == []
     monkeypatch.setattr(limit, timedelta(0))
-    wait_until(lambda: bool(jobs.obstacles(JOB)), 60, "the obstacle")
+    wait_until(lambda: bool(jobs.obstacles(JOB)), 600, "the obstacle")
     assert f"does it watch the namespace {operator.namespace}?" in jobs.obstacles(JOB)[0]

@@ -127,7 +127,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(dataset: Dataset, tmp_path: P
     told = (tmp_path / "log").read_text()
     assert "the same command with --resume goes on" in told
     assert "Traceback" not in told
-    wait_until(lambda: not processes_of(tmp_path), 60, f"the end of {processes_of(tmp_path)}")
+    wait_until(lambda: not processes_of(tmp_path), 600, f"the end of {processes_of(tmp_path)}")
     assert dataset.store.exists("searches/stopped/search.html")
 
 

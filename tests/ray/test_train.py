@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import COMMAND, actors_seen, environment, historay, kill_all, leftovers, processes_of, wait_until
+from processes import COMMAND, actors_seen, environment, historay, kill_all, processes_of, wait_for_an_empty_cluster, wait_until
 from runs import assert_complete
 
 from historay.data.dataset import Dataset
@@ -20,7 +20,7 @@ from historay.training.settings import TrainConfig
 from historay.training.train import train
 
 # Ray's own deprecation warnings are not ours to mend.
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800), pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def test_two_workers_train_a_model_that_learns(dataset: Dataset, unbroken: Train
 
 
 def test_nothing_of_a_run_outlives_it_though_its_driver_does(unbroken: TrainConfig) -> None:
-    wait_until(lambda: not leftovers(), 60, f"the end of {leftovers()}")
+    wait_for_an_empty_cluster()
 
 
 def test_a_finished_run_is_left_alone_and_other_settings_are_refused(dataset: Dataset, unbroken: TrainConfig) -> None:
@@ -56,11 +56,11 @@ def test_a_worker_killed_in_mid_epoch_is_replaced_and_the_run_ends_as_an_unbroke
     config = unbroken.model_copy(update={"run": "worker-killed"})
     runner = threading.Thread(target=train, args=(config,))
     runner.start()
-    wait_until(lambda: len(read_metrics(dataset.store, config.run)) >= 2, 180, "the second epoch")
+    wait_until(lambda: len(read_metrics(dataset.store, config.run)) >= 2, 600, "the second epoch")
     workers = processes_of(own_home, "RayTrainWorker")
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    runner.join(timeout=240)
+    runner.join(timeout=600)
     assert_complete(dataset, config)
     broken, whole = (load_run(dataset.store, name, "last")[1].state_dict() for name in ("worker-killed", "unbroken"))
     assert all(torch.equal(broken[name], whole[name]) for name in whole), "a resumed epoch draws what it would have drawn"
@@ -96,10 +96,10 @@ def test_a_driver_whose_run_is_taken_over_ends_at_once_and_says_so(dataset: Data
 
     before, runner = num_workers_started(), threading.Thread(target=driver)
     runner.start()
-    wait_until(lambda: bool(read_metrics(dataset.store, config.run)), 240, "the first epoch")
+    wait_until(lambda: bool(read_metrics(dataset.store, config.run)), 600, "the first epoch")
     record = read_run(dataset.store, config.run)
     dataset.store.write("runs/taken-over/run.json", record.model_copy(update={"attempt": "another"}).model_dump_json().encode())
-    runner.join(timeout=240)
+    runner.join(timeout=600)
     assert "another driver has taken over run taken-over" in str(errors[0])
     assert num_workers_started() == before + 2, "not tried again"
 
@@ -135,7 +135,7 @@ def test_a_killed_driver_is_followed_by_another_that_ends_the_run(
     command = ["train", *flags, "--batch-size=64", "--ema-decay=0.9"]
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen([COMMAND, *command], env=environment(tmp_path), stderr=log)
-        wait_until(lambda: len(read_metrics(dataset.store, config.run)) >= 2, 240, "the second epoch")
+        wait_until(lambda: len(read_metrics(dataset.store, config.run)) >= 2, 600, "the second epoch")
         driver.kill()
         driver.wait()
         kill_all(tmp_path)

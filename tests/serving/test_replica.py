@@ -51,10 +51,10 @@ def test_what_fails_in_passing_is_tried_again_and_a_refused_version_only_when_th
     monkeypatch.setattr(replica, "load_bundle", load)
     following.follow(0.01)
     set_alias(store, "demo", PRODUCTION, versions[1], "a test")
-    wait_until(lambda: answering(following) == versions[1], 60, "the move")
+    wait_until(lambda: answering(following) == versions[1], 600, "the move")
     set_alias(store, "demo", PRODUCTION, versions[2], "a test")
-    wait_until(lambda: tries[versions[2]] == 1, 60, "the refusal")
+    wait_until(lambda: tries[versions[2]] == 1, 600, "the refusal")
     time.sleep(0.2)  # many looks
     set_alias(store, "demo", PRODUCTION, versions[0], "a test")
-    wait_until(lambda: answering(following) == versions[0], 60, "the move back")
+    wait_until(lambda: answering(following) == versions[0], 600, "the move back")
     assert tries == {versions[0]: 1, versions[1]: 4, versions[2]: 1}

@@ -25,7 +25,7 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "HOME": str(home), "COLUMNS": "200", "RAY_worker_niceness": "0"}
 
 
-def historay(*arguments: str, home: Path, cwd: Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+def historay(*arguments: str, home: Path, cwd: Path, timeout: float = 1200) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [COMMAND, *arguments], env=environment(home), cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -67,7 +67,7 @@ def leftovers() -> list[str]:
     return groups + [actor for actor in actors if actor.rsplit(".", 1)[-1] in names]
 
 
-def wait_for_an_empty_cluster(timeout_s: float = 60) -> None:
+def wait_for_an_empty_cluster(timeout_s: float = 300) -> None:
     """Waits until nothing of a search is left, and says what is if it stays."""
     with suppress(AssertionError):
         wait_until(lambda: not leftovers(), timeout_s, "an empty cluster")
