@@ -14,6 +14,7 @@ from historay.log import log_event, track
 
 # A laptop's Ray counts CPUs to place actors, not to pin them: two workers and a driver must fit.
 _MIN_LOCAL_CPUS = 4
+_STARTS = 4
 
 
 def connect_ray() -> None:
@@ -31,9 +32,26 @@ def connect_ray() -> None:
         log_event("ray joined", address=os.environ["RAY_ADDRESS"])
         return
     cpus = max(_MIN_LOCAL_CPUS, available_cpus())
-    # What workers print stays in Ray's log files; what a user needs comes back as progress, metrics and errors.
-    ray.init(address="local", num_cpus=cpus, dashboard_host="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False)
+    _start_local(cpus)
     log_event("ray started", address="local", cpus=cpus)
+
+
+def _start_local(cpus: int) -> None:
+    """Starts Ray here, again if it must: it gives its own processes a fixed 30 s, which a busy machine may not have."""
+    for attempt in range(1, _STARTS + 1):
+        try:
+            # What workers print stays in Ray's log files; what a user needs comes back as progress, metrics and errors.
+            ray.init(
+                address="local", num_cpus=cpus, dashboard_host="127.0.0.1", logging_level=logging.ERROR, log_to_driver=False
+            )
+        except Exception as error:  # Ray has no class of its own for it
+            if "timed out during startup" not in str(error):
+                raise
+            log_event("WARNING ray did not start within its 30 s", attempt=attempt, of=_STARTS)
+            ray.shutdown()
+        else:
+            return
+    raise HistorayError(f"Ray did not start within its 30 s, {_STARTS} times over; the machine is too busy: try again later")
 
 
 def run_pipeline(rows: ray.data.Dataset, what: str, total: int) -> Iterator[dict[str, Any]]:
