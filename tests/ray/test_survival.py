@@ -172,7 +172,7 @@ def test_an_ingest_ends_while_the_object_stores_are_full(cluster: Any, own_home:
     command = [sys.executable, filler]
     with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
-        assert holder.stdout.readline() == "full\n"
+        assert any(line == "full\n" for line in holder.stdout), "Ray may print of the nodes that died before"
         assert list(spilled.glob("ray_spilled_objects*/*")), "more than the stores hold"
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_ADDRESS", cluster.address)
