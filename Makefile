@@ -10,7 +10,7 @@ STORE ?= runs/historay-store
 DATASET ?= pcam
 MODEL ?= pcam-small
 
-.PHONY: setup demo lint test bench bench-robustness bench-soak bench-predict lock chart kind kind-down
+.PHONY: setup demo lint test bench bench-quality bench-robustness bench-soak bench-predict lock chart kind kind-down
 
 setup: $(READY)
 
@@ -56,6 +56,10 @@ bench: setup
 # About 6 minutes of one quiet core; PCAM is a folder with manifest.csv, train.tar and test.tar.
 bench-robustness: setup
 	$(BIN)/python bench/robustness.py $(PCAM)
+
+# What each idea is worth, and each network in equal time: about 70 minutes of one quiet core.
+bench-quality: setup
+	$(BIN)/python bench/quality.py $(PCAM)
 
 # The endpoint at twice its capacity: ten minutes of a quiet machine, and the start.
 bench-soak: setup

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from statsmodels.stats.proportion import proportion_confint
 
-from historay.evaluation.intervals import draw, resample_weights, units_of
+from historay.evaluation.intervals import draw, numbered, resample_weights, units_of
 from historay.evaluation.operating_point import OperatingPoint
 from historay.evaluation.predictions import Predictions
 from historay.evaluation.selective import (
@@ -24,7 +24,6 @@ from historay.evaluation.selective import (
     risk_coverage,
     units_needed,
 )
-from historay.evaluation.weighting import numbered
 
 Answers = tuple[NDArray[np.float64], NDArray[np.bool_]]
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from historay.errors import DataError
-from historay.evaluation.intervals import Estimate, Tally, Unit, Units, estimate
+from historay.evaluation.intervals import Estimate, Tally, Unit, Units, estimate, numbered
 from historay.evaluation.metrics import Floats
 from historay.evaluation.predictions import Predictions
-from historay.evaluation.weighting import Weighted, numbered, patient_weights, weighted_means_tally
+from historay.evaluation.weighting import Weighted, patient_weights, weighted_means_tally
 
 Kind = Literal["marginal", "class", "site"]
 Bools = NDArray[np.bool_]

@@ -17,11 +17,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from historay.errors import DataError
 from historay.evaluation import metrics
-from historay.evaluation.intervals import Estimate, Named, Tally, auc_tally, estimate, mean_tally, units_of
+from historay.evaluation.intervals import Estimate, Named, Tally, auc_tally, estimate, mean_tally, numbered, units_of
 from historay.evaluation.metrics import Floats
 from historay.evaluation.operating_point import choose_threshold
 from historay.evaluation.predictions import Predictions
-from historay.evaluation.weighting import numbered
 
 Level = Literal["slide", "patient"]
 Method = Literal["mean", "top-k mean", "learned"]

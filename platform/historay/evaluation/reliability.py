@@ -119,9 +119,12 @@ def calibration_tally(probability_NK: Floats, label_N: NDArray[np.int64], positi
     """
     probability_N, happened_N = events(probability_NK, label_N, positive)
     residual_N = probability_N - happened_N
-    one_hot = [bin_of(probability_N, binning)[:, None] == np.arange(NUM_BINS) for binning in ("width", "mass")]
+    by_bin = [
+        np.bincount(cell_N, residual_N, units.num_groups * NUM_BINS).reshape(units.num_groups, NUM_BINS)
+        for cell_N in (units.group_N * NUM_BINS + bin_of(probability_N, binning) for binning in ("width", "mass"))
+    ]
     per_tile = [brier_scores(probability_NK, label_N, positive), log_losses(probability_NK, label_N), np.ones(len(label_N))]
-    sums = group_sums(np.column_stack([*(residual_N[:, None] * bins for bins in one_hot), *per_tile]), units)
+    sums = np.hstack([*by_bin, group_sums(per_tile, units)])
 
     def figures(sums_RD: Floats) -> Named:
         width, mass, rest = np.split(sums_RD, [NUM_BINS, 2 * NUM_BINS], axis=1)
@@ -154,7 +157,7 @@ def _logistic(design_ND: Floats, offset_N: Floats, happened_N: NDArray[np.bool_]
     if num < 2:
         reason = f"no interval: a single {units.unit}"
         return [Estimate(value=float(value), low=None, high=None, reason=reason) for value in fit.weight_D]
-    spread_GD = group_sums(fit.gradient_ND, units) @ np.linalg.inv(fit.information_DD)
+    spread_GD = group_sums(fit.gradient_ND.T, units) @ np.linalg.inv(fit.information_DD)
     deviation_D = np.sqrt((spread_GD**2).sum(axis=0) * num / (num - 1))
     half_D = scipy.stats.t.ppf((1 + LEVEL) / 2, num - 1) * deviation_D
     return [

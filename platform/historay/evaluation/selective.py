@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from historay.evaluation import metrics
-from historay.evaluation.intervals import Estimate, Named, Tally, Unit, Units, cell_counts, estimate
+from historay.evaluation.intervals import Estimate, Named, Tally, Unit, Units, cell_counts, estimate, numbered
 from historay.evaluation.metrics import Floats
 from historay.evaluation.operating_point import OperatingPoint, decide
 from historay.evaluation.predictions import Predictions
-from historay.evaluation.weighting import Weighted, numbered, patient_weights, weighted_means_tally
+from historay.evaluation.weighting import Weighted, patient_weights, weighted_means_tally
 
 Bools = NDArray[np.bool_]
 

@@ -26,14 +26,14 @@ class _Block(nn.Module):
 class SmallCNN(nn.Module):
     """Stem of stride 2, four residual blocks, mean over space, one linear layer; about 0.5 million parameters."""
 
-    def __init__(self, num_classes: int, dropout: float) -> None:
+    def __init__(self, num_classes: int, dropout: float, widths: tuple[int, ...] = _WIDTHS) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, _WIDTHS[0], 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(_WIDTHS[0]), nn.ReLU()
+            nn.Conv2d(3, widths[0], 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
-        self.blocks = nn.Sequential(*(_Block(*pair) for pair in zip(_WIDTHS[:1] + _WIDTHS, _WIDTHS, strict=False)))
+        self.blocks = nn.Sequential(*(_Block(*pair) for pair in zip(widths[:1] + widths, widths, strict=False)))
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(_WIDTHS[-1], num_classes)
+        self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, tiles_BCHW: Tensor) -> Tensor:
         features_BC = self.blocks(self.stem(tiles_BCHW)).mean(dim=(2, 3))
