@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
@@ -33,17 +33,26 @@ def _shown(value: object) -> str:
     return f'"{text}"' if " " in text else text
 
 
-def track(items: Iterable[T], what: str, total: int | None = None, every_s: float = 10.0) -> Iterator[T]:
-    """Yields the items with a progress bar on a terminal, else with a log line every ``every_s`` seconds."""
+def track(
+    items: Iterable[T], what: str, total: int | None = None, *, size: Callable[[T], int] = lambda _: 1, every_s: float = 10.0
+) -> Iterator[T]:
+    """Yields the items with a progress bar on a terminal, else with a log line every ``every_s`` seconds.
+
+    ``total`` is of what ``size`` counts in an item, e.g. the tiles of a batch.
+    """
     console = Console(stderr=True)
     if console.is_terminal:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
-            yield from progress.track(items, total=total, description=what)
+            task = progress.add_task(what, total=total)
+            for item in items:
+                yield item
+                progress.advance(task, size(item))
         return
-    last = time.monotonic()
-    for num_done, item in enumerate(items, start=1):
+    last, num_done = time.monotonic(), 0
+    for item in items:
         yield item
+        num_done += size(item)
         if time.monotonic() - last >= every_s:
             last = time.monotonic()
             log_event(what, done=num_done, total=total if total is not None else "?")

@@ -198,7 +198,7 @@ def _of_results(facts: Facts) -> dict[str, str | None]:
         found["results"] = "; ".join(f"{title} {value}" for title, value in facts.metrics.items())
     if facts.warnings is not None:
         # No warning is no evidence of no limitation, so it answers nothing.
-        found["limitations"] = "; ".join(facts.warnings) or None
+        found["limitations"] = ". ".join(text.rstrip(".") for text in facts.warnings) or None
     if facts.disclaimer:
         found["disclaimer"] = facts.disclaimer
     return found

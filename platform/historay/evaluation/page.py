@@ -116,8 +116,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["figure"] = Estimate.in_words
+    environment.filters["short_figure"] = _in_short
     environment.filters["p_value"] = _p_value
     return environment
+
+
+def _in_short(figure: Estimate) -> str:
+    """As in words, for a narrow cell: why there is no interval is said below the table."""
+    lacks_interval = figure.value is not None and figure.low is None
+    return f"{figure.value:.3f} (no interval)" if lacks_interval else figure.in_words()
 
 
 def _p_value(value: float | None) -> str:

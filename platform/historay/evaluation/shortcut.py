@@ -128,6 +128,6 @@ FAMILIES: dict[str, Family] = {
     "jpeg_artefacts": Family(
         "compression and noise", lambda tiles: jpeg_artefacts(tiles.pixels_BHWC, tiles.encoded, tiles.headers)
     ),
-    "metadata": Family("image size, file size, format and resolution", _size_and_metadata),
+    "metadata": Family("size, format and resolution", _size_and_metadata),
     "site": Family("the site's name", _site),
 }

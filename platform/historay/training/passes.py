@@ -44,9 +44,9 @@ def fit_shortcuts(dataset: Dataset, record: RunRecord, origins: Origins) -> dict
     """Fits every baseline on the first 20,000 training tiles; shards were shuffled at ingest."""
     labels: list[NDArray[np.int64]] = []
     features: list[dict[str, Floats]] = []
-    total = -(-min(MAX_TILES, dataset.record.num_tiles["train"]) // _BATCH)
+    total = min(MAX_TILES, dataset.record.num_tiles["train"])
     batches = iter_tiles(dataset, "train", record.preprocessing.input_px, _BATCH)
-    for batch in track(batches, "evaluate: batches of train for the shortcuts", total=total):
+    for batch in track(batches, "evaluate: tiles of train for the shortcuts", total, size=lambda batch: len(batch.labels)):
         labels.append(batch.labels)
         features.append(_shortcut_features(batch, origins))
         if sum(map(len, labels)) >= MAX_TILES:
@@ -64,10 +64,9 @@ def gather(
     """Runs the model and the baselines over a split, once."""
     tile_ids = np.sort([tile for table in dataset.tables(split, ["tile_id"]) for tile in table["tile_id"].to_pylist()])
     batches = iter_tiles(dataset, split, record.preprocessing.input_px, _BATCH)
-    total = -(-dataset.record.num_tiles[split] // _BATCH)
     # Filled in place: the features of a million tiles are 2 GB, and joining batches would hold them twice.
     whole: dict[str, NDArray[Any]] = {}
-    for batch in track(batches, f"evaluate: batches of {split}", total=total):
+    for batch in track(batches, f"evaluate: tiles of {split}", len(tile_ids), size=lambda batch: len(batch.labels)):
         rows = np.searchsorted(tile_ids, batch.tile_ids)
         for name, values in _columns(model, record, batch, origins, baselines).items():
             if name not in whole:
