@@ -1,11 +1,13 @@
 """How fast training tiles come to two workers on two cores: python bench/loader.py PCAM, about 3 minutes; or --million.
 
 PCAM is a folder with manifest.csv, train.tar, valid.tar and test.tar. Each arm decodes its 12,000 training tiles, 96 px, once.
+The arms from S3 read from versitygw, a real S3 server, on the same cores.
 """
 
 import io
 import math
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -25,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from datasets import row, written
 from pcam import unpack_pcam
+from processes import free_port
+from s3_server import S3_KEYS, s3_server_over
 
 from historay.data.dataset import Dataset, open_dataset
 from historay.data.decode import decode_tile
@@ -139,6 +143,14 @@ def image_folder(folder: Path) -> list[Pass]:
     return [timed((tiles for tiles, _ in loader), started)]
 
 
+def in_bucket(dataset: Dataset) -> Dataset:
+    """Copies a store's objects into the bucket of a server that runs."""
+    bucket = open_store("s3://tiles/store")
+    for found in dataset.store.list():
+        bucket.write(found.key, dataset.store.read(found.key))
+    return open_dataset(bucket, dataset.reference)
+
+
 def million(store: str) -> Dataset:
     """A data set of a million rows, which are 500 drawn tiles again and again."""
     drawn = [draw_tile(SyntheticConfig(out="unused"), number)[1] for number in range(500)]
@@ -179,6 +191,12 @@ def main(pcam: Path) -> None:
         line("DataLoader over ImageFolder", image_folder(Path(scratch) / "files"), limit)
         line("Historay, decoded once", in_processes(historay_cached, dataset), limit)
         line("Historay, decoded in each epoch", in_processes(historay_streamed, dataset), limit)
+        port = free_port()
+        os.environ |= {**S3_KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+        with s3_server_over(Path(scratch) / "s3", port):
+            there = in_bucket(dataset)
+            line("Historay from S3, decoded once", in_processes(historay_cached, there), limit)
+            line("Historay from S3, decoded in each epoch", in_processes(historay_streamed, there), limit)
 
 
 def main_million() -> None:

@@ -116,7 +116,7 @@ def copy_unfinished(store: Store, run: str, config: TrainConfig) -> None:
 
 def num_workers_started() -> int:
     """How many training workers this cluster has seen, alive and dead."""
-    return sum(actor.class_name.endswith("RayTrainWorker") for actor in actors_seen())
+    return sum(name.endswith("RayTrainWorker") for name in actors_seen())
 
 
 def test_a_share_too_large_for_memory_is_streamed_and_ends_with_the_same_steps(dataset: Dataset, unbroken: TrainConfig) -> None:

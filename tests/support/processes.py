@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 COMMAND = Path(sys.executable).with_name("historay")
 # Root reads everything unless it gives up the capability to override permissions.
@@ -56,15 +55,20 @@ def kill_all(home: Path) -> None:
             continue
 
 
+def actors_seen(state: str | None = None) -> list[str]:
+    """The class of each actor, alive or dead, of the cluster that this process is connected to."""
+    import ray._private.state  # GCS itself: ray.util.state asks the dashboard, which a busy machine may not have started
+
+    return [actor["ActorClassName"] for actor in ray._private.state.actors(actor_state_name=state).values()]
+
+
 def leftovers() -> list[str]:
     """What the cluster still holds: placement groups, and actors of trials, runs and their workers."""
     import ray
-    import ray._private.state  # GCS itself: ray.util.state asks the dashboard, which a busy machine may not have started
 
     groups = [name for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"]
     names = {"TrainController", "RayTrainWorker", "ImplicitFunc", "_QueueActor"}
-    actors = [actor["ActorClassName"] for actor in ray._private.state.actors(actor_state_name="ALIVE").values()]
-    return groups + [actor for actor in actors if actor.rsplit(".", 1)[-1] in names]
+    return groups + [actor for actor in actors_seen("ALIVE") if actor.rsplit(".", 1)[-1] in names]
 
 
 def wait_for_an_empty_cluster(timeout_s: float = 300) -> None:
@@ -72,14 +76,6 @@ def wait_for_an_empty_cluster(timeout_s: float = 300) -> None:
     with suppress(AssertionError):
         wait_until(lambda: not leftovers(), timeout_s, "an empty cluster")
     assert leftovers() == []
-
-
-def actors_seen() -> list[Any]:
-    """The actors, alive and dead, of the cluster that this process is connected to: there may be others on the machine."""
-    import ray
-    from ray.util.state import list_actors
-
-    return list(list_actors(address=ray.get_runtime_context().gcs_address, limit=10_000))
 
 
 def wait_until(happened: Callable[[], bool], timeout_s: float, what: str) -> None:
