@@ -44,7 +44,7 @@ TITLES = {
     "accuracy_of_single": "Accuracy where the set is one class",
     "aurc": "Area under the risk-coverage curve",
     "risk": "Error rate among the answered",
-    "risk_mean_of_patients": "The same, each patient weighing alike",
+    "risk_mean_of_patients": "Error rate among the answered, each patient weighing alike",
 }
 # Equal to balanced accuracy by definition, or shown with the calibration; all names stay in report.json.
 _SHOWN_ELSEWHERE = {"macro_recall", "ece_width", "ece_mass", "brier", "nll"}
