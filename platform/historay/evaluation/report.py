@@ -217,7 +217,8 @@ def _of_abstention(assessment: Assessment) -> list[Finding]:
 def _of_groups(assessment: Assessment) -> list[Finding]:
     found = []
     if num_slices := len(assessment.slices.slices):
-        text = f"ERROR SLICES: on {num_slices} kinds of tiles the model errs more often than elsewhere"
+        kinds = "kind" if num_slices == 1 else "kinds"
+        text = f"ERROR SLICES: on {num_slices} {kinds} of tiles the model errs more often than elsewhere"
         found.append(Finding(level="caution", text=text))
     for column in assessment.subgroups.columns:
         for name in column.worse:
