@@ -59,7 +59,7 @@ bench: setup
 bench-robustness: setup
 	$(BIN)/python bench/robustness.py $(PCAM)
 
-# What each idea is worth, and each network in equal time: about 70 minutes of one quiet core.
+# What each idea is worth, and each network in equal time: about 65 minutes of one quiet core.
 bench-quality: setup
 	$(BIN)/python bench/quality.py $(PCAM)
 

@@ -1,8 +1,8 @@
 """What each idea is worth on PCam, and what each network learns in equal time.
 
 Run as python bench/quality.py PCAM_FOLDER [ideas|networks]. PCAM_FOLDER holds manifest.csv and train.tar, valid.tar and
-test.tar, as shared/data/pcam does. All by the plain loop, one recipe and one thread: about 35 minutes of a quiet core for
-each of the two tables, which go to docs/results.md.
+test.tar, as shared/data/pcam does. All by the plain loop, one recipe and one thread: about 40 and 25 minutes of a quiet core for
+the two tables, which go to docs/results.md.
 """
 
 import os
@@ -31,7 +31,7 @@ from historay.models.zoo import build_model
 from historay.training.loop import Learner, Recipe, judged_model, predict, train_one_epoch
 from historay.training.optim import ScheduleName, build_ema, build_optimizer, build_schedule
 
-BATCH, LR, EPOCHS, BUDGET_S = 64, 2e-3, 8, 180
+BATCH, LR, EPOCHS, BUDGET_S = 64, 2e-3, 8, 120
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def train(arm: Arm, tiles: TileBatch, num_steps: int | None) -> Trained:
 
 
 def learner_of(model: nn.Module, arm: Arm, num_steps: int) -> Learner:
-    """Warms up for a tenth of the steps; the average reaches back an eleventh of them, as in pcam-best-train.yaml."""
+    """Warms up for a tenth of the steps; the average reaches back an eleventh of them, as in the named runs."""
     optimizer = build_optimizer(model, "adamw", LR, 0.9, 0.05)
     schedule = build_schedule(optimizer, arm.schedule, num_steps // 10, num_steps)
     return Learner(model, optimizer, schedule, build_ema(model, 1 - 11 / num_steps) if arm.ema else None)
@@ -156,7 +156,7 @@ def main(folder: Path, which: list[str]) -> None:
     if "networks" in which:
         print(f"\n| {BUDGET_S} s of CPU each | {heads} |\n{'|---' * 6}|")
         for model in NETWORKS:
-            row(model, replace(Arm(), model=model), split, None)
+            row(model, replace(Arm(), model=model, schedule="constant"), split, None)
 
 
 if __name__ == "__main__":
