@@ -1,8 +1,8 @@
 """What each idea is worth on PCam, and what each network learns in equal time.
 
 Run as python bench/quality.py PCAM_FOLDER [ideas|networks]. PCAM_FOLDER holds manifest.csv and train.tar, valid.tar and
-test.tar, as shared/data/pcam does. All by the plain loop, one recipe and one thread: about 40 and 25 minutes of a quiet core for
-the two tables, which go to docs/results.md.
+test.tar, as shared/data/pcam does. All by the plain loop, one recipe and one thread: about 40 and 25 minutes of a quiet
+core for the two tables, which go to docs/results.md.
 """
 
 import os
