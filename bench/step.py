@@ -1,4 +1,4 @@
-"""What a training step costs, in four tables: python bench/step.py; about 6 minutes on two quiet cores.
+"""What a training step costs, in four tables: python bench/step.py; about 10 minutes on two quiet cores.
 
 Bare is the shortest loop with the same network, optimiser, bfloat16, memory format and threads, on the same tiles, and none of
 what Historay does around a step. Rates are the best of the epochs after the first; times of single steps are medians.
@@ -38,7 +38,7 @@ from historay.training.settings import TrainConfig
 from historay.training.train import train
 
 BATCH, EPOCHS, REPEATS, PX = 64, 3, 7, 96
-TILES = {"small_cnn": 2560, "resnet18": 512, "p4m_resnet": 384}
+TILES = {"small_cnn": 8192, "resnet18": 512, "p4m_resnet": 384}
 CORES = os.cpu_count() or 1
 
 
@@ -196,6 +196,7 @@ def main() -> None:
     print(
         f"{CORES} cores, load {os.getloadavg()[0]:.1f} before, torch {torch.__version__}, ray {ray.__version__}; {PX} px, bf16"
     )
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the bare loop has it
     with tempfile.TemporaryDirectory(prefix="hp-") as scratch:
         table(
             "Augmentation of 64 tiles, one thread: milliseconds, and its share of a step",
