@@ -32,8 +32,6 @@ lint: setup
 
 # Two parts run at once: on two cores a second thread of each would only wait for the other's, four times as long.
 test: export OMP_NUM_THREADS = 1
-# Ray's workers otherwise give way to all other processes, and then miss limits of their own.
-test: export RAY_worker_niceness = 0
 # The longest tests on Ray, which often wait, run beside all others. The last lines say of every part what failed and how it ended.
 # First the one that needs Ray's job agent, whose fixed port 52365 only the first cluster on a machine gets.
 LONGEST := tests/ray/test_submit_address.py tests/ray/test_search.py tests/ray/test_train.py tests/s3

@@ -20,15 +20,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from robustness import Tested, pcam, tested
+from robustness import pcam, tested
 from torch import nn
 
 from historay.data.loading import TileBatch, Tiles, shuffled_batches
-from historay.data.transforms import Augmentation, Preprocessing, apply_d4, measure_preprocessing
-from historay.evaluation.metrics import roc_auc
+from historay.data.transforms import Augmentation, Preprocessing, measure_preprocessing
+from historay.models.averaging import averaged
 from historay.models.small_cnn import SmallCNN
 from historay.models.zoo import build_model
-from historay.training.loop import Learner, Recipe, judged_model, predict, train_one_epoch
+from historay.training.loop import Learner, Recipe, judged_model, train_one_epoch
 from historay.training.optim import ScheduleName, build_ema, build_optimizer, build_schedule
 
 BATCH, LR, EPOCHS, BUDGET_S = 64, 2e-3, 8, 120
@@ -122,22 +122,14 @@ def endless(tiles: TileBatch, seed: int) -> Iterator[tuple[Tiles, np.ndarray]]:
         yield from shuffled_batches(tiles, BATCH, 1000 * seed + epoch)
 
 
-def averaged(trained: Trained, tiles: TileBatch) -> Tested:
-    """As ``tested``, of the mean logits over a tile's 8 turns and flips."""
-    upright_BCHW = torch.from_numpy(tiles.tiles_BHWC).permute(0, 3, 1, 2)
-    logits = np.zeros((len(tiles.labels), 2))
-    for element in range(8):
-        turned = apply_d4(upright_BCHW, element).permute(0, 2, 3, 1).contiguous().numpy()
-        logits += predict(trained.model, np.array_split(turned, len(turned) // 250), trained.preprocessing, bf16=True)
-    score, positive = logits[:, 1] - logits[:, 0], tiles.labels == 1
-    auc = roc_auc(positive, score, np.ones(len(score), dtype=np.int64))
-    return Tested(float(auc), float(((score > 0) == positive).mean()))
-
-
 def row(name: str, arm: Arm, split: Split, num_steps: int | None) -> None:
     trained = train(arm, split.training, num_steps)
-    looks = [tested(trained.model, trained.preprocessing, of.tiles_BHWC, of.labels) for of in (split.validation, split.test)]
-    looks += [averaged(trained, of) for of in (split.validation, split.test)] if num_steps else []
+    models = [trained.model, averaged(trained.model, "d4")] if num_steps else [trained.model]
+    looks = [
+        tested(model, trained.preprocessing, of.tiles_BHWC, of.labels)
+        for model in models
+        for of in (split.validation, split.test)
+    ]
     parameters = sum(p.numel() for p in trained.model.parameters()) / 1e6
     figures = " | ".join(f"{look.auc:.3f} / {look.accuracy:.3f}" for look in looks)
     epochs = trained.num_steps * BATCH / len(split.training.labels)

@@ -23,7 +23,9 @@ def take_pictures(
 ) -> Pictures:
     """Reads and describes the example tiles, and those typical of each error slice with some of its errors."""
     examples = pick_examples(assessment.test, assessment.judgement.predicted, assessment.confidence_N)
-    of_slices = [[*dict.fromkeys([*one.typical_rows[: NUM_EXAMPLES // 2], *one.wrong_rows[:NUM_EXAMPLES]])] for one in slices]
+    of_slices = [
+        list(dict.fromkeys([*one.typical_rows[: NUM_EXAMPLES // 2], *one.wrong_rows[:NUM_EXAMPLES]])) for one in slices
+    ]
     of_examples = [chosen.tolist() for chosen in examples.values()]
     rows = sorted({int(row) for chosen in [*of_examples, *of_slices] for row in chosen})
     found = _describe(model, record, dataset, assessment, rows)
